@@ -1,0 +1,66 @@
+"""The `headcam` command: a table of verbs, each in a thin file that parses, calls and says where the result is.
+
+A verb's file is imported only when that verb is called, so that `headcam --help` needs no torch. Exit status: 0 done;
+1 done, but something was skipped or an alarm was raised (said in one line); 2 bad input; 130 interrupted.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from headcam import __version__
+from headcam.errors import HeadcamError
+
+# verb -> (module with `main(arguments) -> int`, what it does)
+VERBS: dict[str, tuple[str, str]] = {
+    "doctor": ("headcam.cli.doctor", "say what this machine can do, and what is missing"),
+    "demo": ("headcam.cli.demo", "the main job, end to end, on a synthetic world or on your own videos"),
+    "index": ("headcam.cli.index", "list the recordings of a folder: size, rate, duration, key frames, faults"),
+    "store": ("headcam.cli.store", "decode recordings once into shards of small JPEG frames"),
+    "fit": ("headcam.cli.fit", "train a model (the Lightning command line: --config, --trainer.max_steps, ...)"),
+    "probe": ("headcam.cli.probe", "score an encoder by k nearest neighbours and a linear probe, beside baselines"),
+}
+
+
+def usage() -> str:
+    rows = "\n".join(f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items())
+    return (
+        f"headcam {__version__}: how much first-person video does a learner need "
+        "before it sees as well as a person?\n\n"
+        f"usage: headcam VERB [options]\n\n{rows}\n\n"
+        "headcam VERB --help     options of a verb, with an example that works as written\n"
+        "headcam --version       the version\n"
+        "--traceback             after any verb: show where in the code an error arose"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `headcam` with `arguments` (default: those of the process) and return the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = "--traceback" in arguments
+    arguments = [a for a in arguments if a != "--traceback"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        return _fail(f"{verb!r} is not a verb of headcam. Fix: use one of {', '.join(VERBS)}")
+    try:
+        return importlib.import_module(VERBS[verb][0]).main(rest)
+    except HeadcamError as error:
+        if show_traceback:
+            raise
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        if show_traceback:
+            raise
+        print("headcam: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+def _fail(message: str) -> int:
+    print(f"headcam: {message}", file=sys.stderr)
+    return 2

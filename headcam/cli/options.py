@@ -1,0 +1,78 @@
+"""What the verbs' parsers share: `--config`, `--print_config`, `--quiet`, one-line errors, packaged config files."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import jsonargparse
+import yaml
+
+import headcam
+from headcam.errors import InputError
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of a description, so that its example can be copied."""
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A jsonargparse parser whose complaints are one line that names the option, exit status 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(str(message).split())
+        raise InputError(text.rstrip("."), f"see {self.prog} --help")
+
+
+def verb_parser(verb: str, description: str, example: str) -> Parser:
+    """The parser of `headcam VERB`, with the options that every verb has."""
+    parser = Parser(
+        prog=f"headcam {verb}",
+        description=f"{description}\n\nexample:\n  {example}",
+        formatter_class=_HelpFormatter,
+        exit_on_error=True,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with values of the options below")
+    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    return parser
+
+
+def config_path(name: str) -> Path:
+    """The file that `--config NAME` means: a path as given, else the file of that name shipped in the package.
+
+    `configs/ssl/mae_vits16.yaml` so works in a checkout and, from the wheel, in any folder.
+    """
+    given = Path(name).expanduser()
+    if given.is_file():
+        return given
+    parts = given.parts[1:] if given.parts[:1] == ("configs",) else given.parts
+    for folder in headcam.__path__:
+        shipped = Path(folder, "configs", *parts)
+        if not given.is_absolute() and shipped.is_file():
+            return shipped
+    raise InputError(f"config {name} was not found", f"give a YAML file, or one of: {', '.join(shipped_configs())}")
+
+
+def shipped_configs() -> list[str]:
+    """Names of the YAML files that come with the package, as `--config` takes them."""
+    found = set()
+    for folder in headcam.__path__:
+        root = Path(folder, "configs")
+        found |= {f"configs/{p.relative_to(root).as_posix()}" for p in root.rglob("*.yaml")}
+    return sorted(found)
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML mapping from a file; `InputError` where it is none."""
+    try:
+        value = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {error}", "mend the file") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no mapping of options", "write lines of the form `key: value`")
+    return value
+
+
+def say(*lines: str) -> None:
+    """Print a result's lines on standard output."""
+    print("\n".join(lines), file=sys.stdout, flush=True)

@@ -1,0 +1,130 @@
+"""What this machine can do, and what is missing: decoders, attention, number formats, GPU, threads, free disk.
+
+Every finding is looked up on the spot (packages by their installed version, processors by asking torch), nothing is
+assumed from the platform's name.
+"""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+
+from headcam import __version__
+from headcam.files import free_bytes
+from headcam.runs import git_commit, processor_name
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what, what was found, whether it is there, and the fix where it is not."""
+
+    part: str
+    what: str
+    found: str
+    ok: bool
+    needed: bool = False
+    fix: str = ""
+
+
+def examine() -> list[Finding]:
+    """Everything worth knowing about this machine, in the order of a reader's interest. Imports torch."""
+    import torch
+
+    from headcam.ssl.precision import cpu_bf16
+
+    findings = [
+        Finding("headcam", "version", f"{__version__} at commit {git_commit() or 'unknown (no checkout)'}", True),
+        Finding("machine", "python", f"{sys.version.split()[0]} on {platform.platform()}", sys.version_info >= (3, 11)),
+        Finding(
+            "machine",
+            "processor",
+            f"{processor_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
+            True,
+        ),
+        Finding(
+            "machine",
+            "free disk here",
+            f"{free_bytes('.') / _GIB:.1f} GiB",
+            free_bytes(".") > 5 * _GIB,
+            False,
+            "frame stores take about 0.15 GiB an hour of video at one frame a second; free some space",
+        ),
+        _package("torch", needed=True),
+        _package("lightning", needed=True),
+    ]
+    bf16 = cpu_bf16()
+    findings.append(
+        Finding(
+            "arithmetic",
+            "bf16 on the CPU",
+            bf16 or "no: precision bf16 runs as fp32",
+            bf16 is not None,
+            False,
+            "nothing to do: this processor has neither AVX512-BF16 nor AMX",
+        )
+    )
+    if torch.cuda.is_available():
+        for k in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(k)
+            findings.append(Finding("arithmetic", f"GPU {k}", f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB", True))
+    else:
+        apple = torch.backends.mps.is_available()
+        findings.append(
+            Finding(
+                "arithmetic",
+                "GPU",
+                "Apple Metal" if apple else "none",
+                apple,
+                False,
+                "training runs on the CPU; for a GPU install the torch build that fits its driver",
+            )
+        )
+    findings += [
+        Finding("attention", "scaled_dot_product_attention", f"torch {torch.__version__}", True, True),
+        _attention(),
+        _decoder("pyav", "av", needed=True),
+        _decoder(
+            "decord", "decord", fix="Linux x86-64: pip install decord; elsewhere decord2 has the same import name"
+        ),
+        _package("simplejpeg", part="pictures", needed=True),
+        _package("opencv-python-headless", part="pictures", needed=True),
+        _package("webdataset", part="pictures", needed=True),
+    ]
+    return findings
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package(name: str, part: str = "training", needed: bool = False) -> Finding:
+    version = _version(name)
+    return Finding(part, name, version or "missing", version is not None, needed, f"pip install {name}")
+
+
+def _decoder(backend: str, module: str, needed: bool = False, fix: str = "") -> Finding:
+    """A decoder counts as there when it imports: wheels for another system install and then fail."""
+    if find_spec(module) is None:
+        return Finding("decoders", backend, "missing", False, needed, fix or f"pip install {module}")
+    try:
+        imported = __import__(module)
+    except Exception as error:
+        return Finding("decoders", backend, f"does not import: {error}", False, needed, fix)
+    text = getattr(imported, "__version__", "unknown version")
+    if module == "av":
+        libraries = imported.library_versions
+        text += f" (libavcodec {'.'.join(map(str, libraries['libavcodec']))})"
+    return Finding("decoders", backend, text, True, needed)
+
+
+def _attention() -> Finding:
+    version = _version("xformers")
+    found = f"xformers {version}: installed, not used yet" if version else "xformers: not installed"
+    return Finding("attention", "memory-efficient", found, version is not None, False, "none needed: torch has its own")
