@@ -1,0 +1,214 @@
+"""`headcam fit`: the Lightning command line with a run folder, one-line errors and exact resume.
+
+Conventions are Lightning's (`--config`, `--print_config`, `--trainer.max_steps`, `--model.…`, `--data.…`,
+`--ckpt_path`); added are `--out`, the run folder, and `--checkpoint_every`. The same command on a folder that holds an
+unfinished run of the same config goes on with it.
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from headcam.cli.options import config_path, say, shipped_configs
+from headcam.errors import HeadcamError, InputError
+
+# What may differ between the two configs of a stopped and a resumed run: no sample and no number depends on it.
+_HARMLESS = ("out", "ckpt_path", "data.init_args.num_workers", "checkpoint_every", "trainer.enable_progress_bar")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train; returns the exit status."""
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    from headcam.runs import MetricsFile
+    from headcam.ssl.objective import Objective
+    from headcam.ssl.precision import resolve_precision
+    from headcam.ssl.run_folder import RunFolder, TrainingProgress, checkpoints
+    from headcam.video.data_module import FrameDataModule
+
+    # Lightning's greetings, tips and advertisements; its warnings stay.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    class FitParser(LightningArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise _cause(ex) or InputError(_plain(message), "headcam fit --config FILE --print_config shows all keys")
+
+    class Fit(LightningCLI):
+        def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+            kwargs.pop("error_handler", None)
+            parser = FitParser(allow_abbrev=False, **kwargs)
+            parser.add_argument("-c", "--config", action="config", help="YAML file with any of the keys below")
+            return parser
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
+
+        def _parse_ckpt_path(self) -> None:
+            """Lightning would read hyperparameters from the checkpoint here; ours are in the run's config.yaml."""
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_argument(
+                "--out", type=str | None, default=None, help="run folder (default: runs/<config's name>)"
+            )
+            parser.add_argument("--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints")
+
+        def before_instantiate_classes(self) -> None:
+            config = self.config.fit
+            if config.trainer.max_steps is None or config.trainer.max_steps < 1:
+                raise InputError(
+                    f"trainer.max_steps is {config.trainer.max_steps}: a run's length is given in optimizer steps",
+                    "set --trainer.max_steps, for example to 10000",
+                )
+            on_cpu = str(config.trainer.accelerator) == "cpu" or (
+                str(config.trainer.accelerator) == "auto" and not _accelerator_there()
+            )
+            config.trainer.precision, reason = resolve_precision(config.trainer.precision, on_cpu)
+            if reason:
+                print(f"headcam: {reason}", file=sys.stderr)
+            self.run = Path(config.out or _default_out(arguments))
+            self.run_config = yaml.safe_dump(_plain_config(self), sort_keys=False)
+            config.ckpt_path = _checkpoint_to_resume(self.run, self.run_config, config.ckpt_path)
+
+        def instantiate_trainer(self, **kwargs: Any) -> Any:
+            trainer = self.config_init.fit.trainer
+            folder = RunFolder(self.run, self.run_config)
+            every = self.config.fit.checkpoint_every
+            own = [folder, checkpoints(self.run, every)]
+            if trainer.enable_progress_bar is not False:
+                own.append(TrainingProgress(folder))
+            return super().instantiate_trainer(callbacks=own, default_root_dir=str(self.run), **kwargs)
+
+    with warnings.catch_warnings():
+        # Advice of Lightning's about loaders and loggers that headcam chose on purpose, and jsonargparse's own future.
+        warnings.filterwarnings("ignore", module=r"lightning\..*|jsonargparse\..*")
+        warnings.filterwarnings("ignore", message=r"(?s).*skip_none parameter was deprecated.*")
+        warnings.filterwarnings("ignore", message=r".*(does not have many workers|You are using `torch.load`).*")
+        cli = _fit(
+            Fit,
+            Objective,
+            FrameDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=["fit", *_with_packaged_configs(arguments)],
+            trainer_defaults={
+                "max_steps": -1,
+                "max_epochs": -1,
+                "logger": False,
+                "check_val_every_n_epoch": None,
+                "val_check_interval": 500,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 50,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+            },
+        )
+        trainer, run = cli.trainer, cli.run
+        if cli.datamodule.val_paths and "val/loss" not in MetricsFile(run / "metrics.csv").rows()[-1]:
+            trainer.validate(cli.model, cli.datamodule, verbose=False)  # the last step was no validation step
+    say(f"trained {trainer.global_step} steps; metrics, pictures and weights: {run}", f"{run / 'weights.safetensors'}")
+    return 0
+
+
+def _fit(cli: Any, *arguments: Any, **options: Any) -> Any:
+    """Parse, build and train; an error of ours comes out as it was raised, not in jsonargparse's wrapping."""
+    try:
+        return cli(*arguments, **options)
+    except Exception as error:
+        cause = _cause(error)
+        if cause is None or cause is error:
+            raise
+        raise cause from None
+
+
+def _cause(error: BaseException | None) -> HeadcamError | None:
+    """The error of ours that `error` wraps, if any."""
+    while error is not None and not isinstance(error, HeadcamError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _plain_config(cli: Any) -> dict[str, Any]:
+    """The complete config as plain values, in the form that `headcam fit --config` reads."""
+    text = cli.parser.dump(cli.config, skip_link_targets=False, skip_none=False, format="yaml")
+    return yaml.safe_load(text)["fit"]
+
+
+def _checkpoint_to_resume(run: Path, config: str, wanted: str | None) -> str | None:
+    """The checkpoint that training goes on from, None for a new run; refuses a folder that is another run's."""
+    if wanted and not Path(wanted).is_file():
+        raise InputError(f"--ckpt_path {wanted} does not exist", "give a .ckpt file of a run")
+    if (run / "config.yaml").exists():
+        _check_same(run / "config.yaml", config)
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"--out {run} is there and holds no run", "choose another folder")
+    from headcam.ssl.weights import open_checkpoint
+
+    last = run / "checkpoints" / "last.ckpt"
+    checkpoint = wanted or (str(last) if last.exists() else None)
+    if checkpoint:
+        open_checkpoint(checkpoint)  # a damaged file is named now, not by Lightning in the middle of its start
+    return checkpoint
+
+
+def _accelerator_there() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+def _plain(message: str) -> str:
+    """jsonargparse's message on one line; of several it lists for a union of types, the first is the one that tells."""
+    if "Errors:" in message:
+        message = message.split("Errors:", 1)[1].partition("- ")[2].split("\n  - ")[0].split("- Expected a <class")[0]
+    return " ".join(message.split()).rstrip(".")
+
+
+def _with_packaged_configs(arguments: Sequence[str]) -> list[str]:
+    """`--config NAME` with the path of the packaged file where NAME is no file here."""
+    out = list(arguments)
+    for k, argument in enumerate(out):
+        if argument in ("--config", "-c") and k + 1 < len(out):
+            out[k + 1] = str(config_path(out[k + 1]))
+        elif argument.startswith("--config="):
+            out[k] = f"--config={config_path(argument.removeprefix('--config='))}"
+    if not any(
+        a in ("--config", "-c", "--help", "-h") or a.startswith(("--config=", "--model", "--print_config")) for a in out
+    ):
+        raise InputError("headcam fit was given no config", f"pass --config with one of {', '.join(shipped_configs())}")
+    return out
+
+
+def _default_out(arguments: Sequence[str]) -> str:
+    names = [Path(b).stem for a, b in pairwise(arguments) if a in ("--config", "-c")]
+    return f"runs/{names[-1] if names else 'run'}"
+
+
+def _check_same(path: Path, text: str) -> None:
+    """Refuse to go on with a run whose config is another one; name the first key that differs."""
+    old, new = (_flat(yaml.safe_load(t)) for t in (path.read_text("utf-8"), text))
+    for key in sorted(old | new):
+        if key not in _HARMLESS and old.get(key) != new.get(key):
+            raise InputError(
+                f"{path.parent} holds a run with another config: {key} is {old.get(key)} there and {new.get(key)} here",
+                "choose another --out, or repeat the command that started that run to go on with it",
+            )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        out |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return out

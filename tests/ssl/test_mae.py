@@ -1,0 +1,229 @@
+"""The masked autoencoder against transformers' ViTMAE and timm's ViT, and what must hold for any."""
+
+import pytest
+import timm
+import torch
+
+from headcam.errors import InputError
+from headcam.ssl.mae import MaskedAutoencoder, normalize_patches
+from headcam.ssl.masking import num_visible, patchify, random_mask, unpatchify
+from headcam.ssl.positions import sincos_2d
+from headcam.ssl.vit import VisionTransformer
+
+
+def small(**changes) -> MaskedAutoencoder:
+    settings = dict(img_size=64, patch_size=16, embed_dim=48, depth=3, num_heads=4)
+    settings |= dict(decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4)
+    return MaskedAutoencoder(**(settings | changes))
+
+
+def transformers_twin(ours: MaskedAutoencoder, decoder_depth: int):
+    """A transformers ViTMAEForPreTraining with the weights of `ours`; it builds positions and mask token at zero."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    encoder = ours.encoder
+    heads = encoder.arguments["num_heads"]
+    config = ViTMAEConfig(
+        hidden_size=encoder.embed_dim,
+        num_hidden_layers=len(encoder.blocks),
+        num_attention_heads=heads,
+        intermediate_size=4 * encoder.embed_dim,
+        image_size=encoder.img_size[0],
+        patch_size=encoder.patch_size,
+        decoder_hidden_size=ours.decoder_embed.out_features,
+        decoder_num_hidden_layers=decoder_depth,
+        decoder_num_attention_heads=ours.decoder_blocks[0].attn.num_heads,
+        decoder_intermediate_size=4 * ours.decoder_embed.out_features,
+        mask_ratio=1 - ours.keep / encoder.num_patches,
+        norm_pix_loss=ours.norm_pix_loss,
+        layer_norm_eps=1e-6,
+    )
+    twin = ViTMAEForPreTraining(config)
+
+    def blocks(prefix_theirs, prefix_ours, depth, state):
+        for k in range(depth):
+            a, b = f"{prefix_theirs}.{k}", f"{prefix_ours}.{k}"
+            for kind in ("weight", "bias"):
+                for part, value in zip("qkv", state[f"{b}.attn.qkv.{kind}"].chunk(3)):
+                    yield f"{a}.attention.{part}_proj.{kind}", value
+                yield f"{a}.attention.o_proj.{kind}", state[f"{b}.attn.proj.{kind}"]
+                yield f"{a}.layernorm_before.{kind}", state[f"{b}.norm1.{kind}"]
+                yield f"{a}.layernorm_after.{kind}", state[f"{b}.norm2.{kind}"]
+                yield f"{a}.mlp.fc1.{kind}", state[f"{b}.mlp.fc1.{kind}"]
+                yield f"{a}.mlp.fc2.{kind}", state[f"{b}.mlp.fc2.{kind}"]
+
+    s = ours.state_dict()
+    theirs = {
+        "vit.embeddings.cls_token": s["encoder.cls_token"],
+        "vit.embeddings.position_embeddings": s["encoder.pos_embed"],
+        "decoder.mask_token": s["mask_token"],
+        "decoder.decoder_pos_embed": s["decoder_pos_embed"],
+    }
+    for kind in ("weight", "bias"):
+        theirs[f"vit.embeddings.patch_embeddings.projection.{kind}"] = s[f"encoder.patch_embed.proj.{kind}"]
+        theirs[f"vit.layernorm.{kind}"] = s[f"encoder.norm.{kind}"]
+        for part in ("decoder_embed", "decoder_norm", "decoder_pred"):
+            theirs[f"decoder.{part}.{kind}"] = s[f"{part}.{kind}"]
+    theirs |= dict(blocks("vit.layers", "encoder.blocks", len(encoder.blocks), s))
+    theirs |= dict(blocks("decoder.decoder_layers", "decoder_blocks", decoder_depth, s))
+    twin.load_state_dict(theirs)  # strict: every key used, none missing
+    return twin
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize("decoder_depth", [1, 3])
+def test_loss_and_gradients_equal_those_of_transformers(norm_pix_loss, decoder_depth):
+    torch.manual_seed(0)
+    ours = small(norm_pix_loss=norm_pix_loss, decoder_depth=decoder_depth)
+    twin = transformers_twin(ours, decoder_depth)
+    images, noise = torch.randn(3, 3, 64, 64), torch.rand(3, 16)
+    out = ours(images, noise)
+    theirs = twin(images, noise=noise)
+    assert abs(out["loss"] - theirs.loss) / theirs.loss < 1e-5
+    out["loss"].backward()
+    theirs.loss.backward()
+    pairs = [
+        (ours.encoder.patch_embed.proj.weight, twin.vit.embeddings.patch_embeddings.projection.weight),
+        (ours.mask_token, twin.decoder.mask_token),
+        (ours.decoder_pred.weight, twin.decoder.decoder_pred.weight),
+        (ours.encoder.blocks[0].mlp.fc1.weight, twin.vit.layers[0].mlp.fc1.weight),
+    ]
+    for a, b in pairs:
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
+    # The predictions sit where the peer has them, once put back in image order.
+    picked = theirs.logits.gather(1, out["mask"].ids_masked.unsqueeze(-1).expand_as(out["prediction"]))
+    torch.testing.assert_close(out["prediction"], picked, rtol=1e-4, atol=1e-5)
+
+
+def test_position_table_equals_that_of_transformers():
+    from transformers import ViTMAEConfig, ViTMAEModel
+
+    model = ViTMAEModel(ViTMAEConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=64))
+    model.embeddings.patch_embeddings.projection._is_hf_initialized = False  # else it keeps the zeros it was built with
+    model.embeddings.initialize_weights()
+    torch.testing.assert_close(sincos_2d(48, (4, 4)), model.embeddings.position_embeddings.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("img_size, patch_size", [(64, 16), ((48, 80), 16), (56, 14), (32, 8)])
+def test_encoder_weights_load_into_plain_timm(img_size, patch_size):
+    torch.manual_seed(0)
+    ours = VisionTransformer(img_size, patch_size, embed_dim=48, depth=2, num_heads=4).eval()
+    theirs = timm.models.VisionTransformer(
+        img_size=img_size, patch_size=patch_size, embed_dim=48, depth=2, num_heads=4, num_classes=0
+    ).eval()
+    theirs.load_state_dict(ours.state_dict())  # strict
+    images = torch.randn(2, 3, *ours.img_size)
+    torch.testing.assert_close(ours.forward_features(images), theirs.forward_features(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "size, patch, img, parameters",
+    # original_ssl: published counts of the humanlike-vits encoders (table 1.8) and S/B/L at patch 16
+    [
+        ("s", 14, 224, 21_619_584),
+        ("b", 14, 224, 85_706_496),
+        ("l", 14, 224, 303_178_752),
+        ("h", 14, 224, 630_764_800),
+        ("h", 14, 476, 631_916_800),
+        ("s", 16, 224, 21_665_664),
+        ("b", 16, 224, 85_798_656),
+        ("l", 16, 224, 303_301_632),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(size, patch, img, parameters):
+    from headcam.ssl.vit import SIZES
+
+    named = SIZES[size]
+    with torch.device("meta"):
+        model = VisionTransformer(img, patch, 3, named.embed_dim, named.depth, named.num_heads)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_visible_patches_do_not_enter_the_loss_and_hidden_ones_do_not_enter_the_encoder():
+    torch.manual_seed(0)
+    model = small(norm_pix_loss=False)
+    images, noise = torch.randn(2, 3, 64, 64), torch.rand(2, 16)
+    mask = random_mask(noise, model.keep)
+    patches = patchify(images, 16)
+    latent = model.encoder.forward_patches(patches, mask.ids_keep)
+    hidden_changed = patches.scatter_add(1, mask.ids_masked.unsqueeze(-1).expand(-1, -1, 768), torch.ones(2, 12, 768))
+    torch.testing.assert_close(latent, model.encoder.forward_patches(hidden_changed, mask.ids_keep), rtol=0, atol=0)
+    target = model.forward_loss(patches.gather(1, mask.ids_masked.unsqueeze(-1).expand(-1, -1, 768)), torch.zeros(1))
+    by_hand = sum(
+        patches[b, k].double().square().mean() for b in range(2) for k in range(16) if mask.as_binary()[b, k]
+    ) / (2 * 12)
+    assert abs(float(target) - float(by_hand)) < 1e-6
+
+
+def test_patchify_has_an_inverse_and_mae_order():
+    images = torch.arange(2 * 3 * 4 * 6, dtype=torch.float32).view(2, 3, 4, 6)
+    patches = patchify(images, 2)
+    assert patches.shape == (2, 6, 12)
+    # second patch of the first row: pixel (0, 2), all channels first
+    assert patches[0, 1, :3].tolist() == images[0, :, 0, 2].tolist()
+    assert torch.equal(unpatchify(patches, 2, (2, 3)), images)
+
+
+def test_mask_counts_are_exact():
+    assert num_visible(100, 0.9) == 10  # int(100 * (1 - 0.9)) would be 9
+    assert num_visible(196, 0.75) == 49
+    assert num_visible(256, 0.8) == 51
+    assert num_visible(2048, 0.9) == 204
+    assert num_visible(4, 0.99) == 1
+    mask = random_mask(torch.tensor([[0.3, 0.1, 0.1, 0.9]]), 2)
+    assert mask.ids_keep.tolist() == [[1, 2]] and mask.ids_masked.tolist() == [[0, 3]]
+    assert mask.as_binary().tolist() == [[1, 0, 0, 1]]
+
+
+def test_normalized_patches_have_mean_zero_and_unit_deviation():
+    x = normalize_patches(torch.randn(2, 5, 48) * 3 + 7)
+    torch.testing.assert_close(x.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.std(-1), torch.ones(2, 5), atol=1e-4, rtol=0)
+
+
+def test_reconstruction_keeps_visible_patches():
+    torch.manual_seed(0)
+    model = small(img_size=(48, 64))
+    images, noise = torch.randn(2, 3, 48, 64), torch.rand(2, 12)
+    masked, completed = model.reconstruct(images, noise)
+    binary = random_mask(noise, model.keep).as_binary()
+    area = unpatchify(binary.unsqueeze(-1).expand(-1, -1, 768), 16, (3, 4)).bool()
+    assert torch.equal(masked[~area], images[~area]) and torch.equal(completed[~area], images[~area])
+    assert (masked[area] == 0).all() and not torch.equal(completed[area], images[area])
+
+
+def test_it_learns_a_handful_of_pictures_and_not_noise():
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.linspace(0, 6, 32), torch.linspace(0, 6, 32), indexing="ij")
+    pictures = torch.stack([torch.sin(x + k) + torch.cos(y * (1 + k / 4)) for k in range(8)])
+    pictures = pictures.unsqueeze(1).expand(-1, 3, -1, -1).contiguous()
+    final = {}
+    for name in ("pictures", "noise"):
+        torch.manual_seed(1)
+        model = small(img_size=32, patch_size=8, norm_pix_loss=False)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for _ in range(300):
+            data = pictures if name == "pictures" else torch.randn_like(pictures)
+            loss = model(data, torch.rand(8, 16))["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        final[name] = float(loss.detach()) / float(data.var())
+    assert final["pictures"] < 0.35
+    assert final["noise"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "changes, telling",
+    [
+        (dict(patch_size=15), r"patch_size 15 does not divide the image side 64"),
+        (dict(img_size=(64, 72)), r"patch_size 16 does not divide the image side 72"),
+        (dict(mask_ratio=75.0), r"mask_ratio must be in \[0, 1\), got 75.*did you mean 0.75"),
+        (dict(mask_ratio=0.0), r"mask_ratio 0 masks none of 16 patches"),
+        (dict(num_heads=5), r"5 heads do not divide embed_dim 48"),
+        (dict(decoder_num_heads=5), r"5 decoder heads do not divide decoder_embed_dim 32"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_the_fix(changes, telling):
+    with pytest.raises(InputError, match=telling):
+        small(**changes)
