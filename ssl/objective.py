@@ -124,10 +124,28 @@ class Objective(pl.LightningModule):
             parameter_groups(self.network, settings.weight_decay),
             lr=settings.peak_lr(self.samples_per_step()),
             betas=settings.betas,
-            fused=True,
+            fused=not self._scales_gradients(),
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _scales_gradients(self) -> bool:
+        """Whether gradients are scaled (fp16): a fused optimizer would undo that inside its step, after clipping."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as `trainer.gradient_clip_val` says; Lightning refuses that for fused optimizers under bf16 too."""
+        if self._scales_gradients() or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.network.parameters(), gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
 
     def check_finite(self, loss: Tensor) -> None:
         """Stop with one line where the loss is no number any more; earlier checkpoints are untouched.

@@ -18,6 +18,7 @@ from headcam.files import sha256_file
 from headcam.runs import MetricsFile
 from headcam.ssl.weights import build_encoder, load_encoder
 
+SGD_LIKE = {"lr": 0.001, "base_lr_per_256": None, "schedule": "constant", "weight_decay": 0.0}
 EXACT = ("step", "train/loss", "lr", "samples", "hours", "val/loss")  # the other columns are times
 
 
@@ -96,6 +97,21 @@ def test_samples_of_a_run_do_not_depend_on_workers(fit_config, tmp_path):
         config = fit_config(f"w{workers}", data={"num_workers": workers})
         assert main(["fit", "--config", str(config), "--out", str(tmp_path / f"run{workers}")]) == 0
     assert rows(tmp_path / "run0") == rows(tmp_path / "run2")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_in_every_precision(fit_config, tmp_path, precision, algorithm):
+    """With gradients clipped to nothing, AdamW moves the weights by its epsilon's measure only."""
+    trainer = {"max_steps": 1, "precision": precision, "gradient_clip_algorithm": algorithm}
+    start = fit_config("free", trainer=trainer | {"gradient_clip_val": None}, model={"optimizer": SGD_LIKE})
+    clipped = fit_config("clipped", trainer=trainer | {"gradient_clip_val": 1e-30}, model={"optimizer": SGD_LIKE})
+    moved = {}
+    for config, name in ((start, "free"), (clipped, "clipped")):
+        assert main(["fit", "--config", str(config), "--out", str(tmp_path / name)]) == 0
+        encoder, card = load_encoder(tmp_path / name)
+        moved[name] = encoder.state_dict()["blocks.0.mlp.fc1.bias"].abs().max()  # biases start at zero
+    assert moved["free"] > 1e-4 and moved["clipped"] < 1e-12
 
 
 def test_accumulated_gradients_see_the_same_samples_as_one_large_batch(fit_config, tmp_path):
