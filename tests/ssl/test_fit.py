@@ -109,7 +109,7 @@ def test_gradients_are_clipped_in_every_precision(fit_config, tmp_path, precisio
     moved = {}
     for config, name in ((start, "free"), (clipped, "clipped")):
         assert main(["fit", "--config", str(config), "--out", str(tmp_path / name)]) == 0
-        encoder, card = load_encoder(tmp_path / name)
+        encoder, _ = load_encoder(tmp_path / name)
         moved[name] = encoder.state_dict()["blocks.0.mlp.fc1.bias"].abs().max()  # biases start at zero
     assert moved["free"] > 1e-4 and moved["clipped"] < 1e-12
 
