@@ -12,6 +12,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from headcam import __version__
+from headcam.errors import MissingPackage
 from headcam.files import free_bytes
 from headcam.runs import git_commit, processor_name
 
@@ -31,8 +32,15 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Everything worth knowing about this machine, in the order of a reader's interest. Imports torch."""
-    import torch
+    """Everything worth knowing about this machine, in the order of a reader's interest.
+
+    Raises:
+        MissingPackage: torch cannot be imported; nothing works without it.
+    """
+    try:
+        import torch
+    except Exception as error:  # a broken install raises more than ImportError
+        raise MissingPackage(f"torch cannot be imported: {error}", "install it in a fresh environment") from error
 
     from headcam.ssl.precision import cpu_bf16
 

@@ -19,6 +19,7 @@ from headcam.errors import StorageError
 _BLOCK = 1 << 16  # bytes; the sampled blocks of a recording's id
 _BLOCKS = 64
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_NAME_TROUBLE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)  # a file where a folder should be, ...
 
 
 @contextmanager
@@ -29,11 +30,12 @@ def storage_errors(path: str | os.PathLike) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if error.errno not in _DISK_TROUBLE:
+        if error.errno not in _DISK_TROUBLE + _NAME_TROUBLE:
             raise
         raise StorageError(
             f"{path} could not be written: {os.strerror(error.errno)}",
-            "free some space or choose another place with --out, then run the same command again",
+            ("free some space or " if error.errno in _DISK_TROUBLE else "")
+            + "choose another place with --out, then run the same command again",
         ) from error
 
 

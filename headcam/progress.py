@@ -48,7 +48,7 @@ class Progress:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[current]}", style="dim"),
+                TextColumn("{task.fields[current]}", style="dim", markup=False),  # file names may hold brackets
                 console=Console(stderr=True),
                 transient=True,
             )
@@ -71,7 +71,8 @@ class Progress:
                 passed = time.monotonic() - self._start
                 seconds = passed / (self.done - self._done_before) * (self.total - self.done)
                 left = f", about {seconds:.0f} s left"
-            line = f"{self.description}: {self.done}{of} {self.unit}, {self._rate()}{left}{', ' if current else ''}{current}"
+            what = f", {current}" if current else ""
+            line = f"{self.description}: {self.done}{of} {self.unit}, {self._rate()}{left}{what}"
             print(line, file=sys.stderr, flush=True)
 
     def _rate(self) -> str:

@@ -21,8 +21,14 @@ _PACKAGES = ("torch", "torchvision", "lightning", "timm", "av", "numpy", "simple
 
 
 def git_commit(folder: str | Path = Path(__file__).parent) -> str | None:
-    """Commit of the checkout that `folder` is in (`-dirty` where files differ from it), or None outside of one."""
+    """Commit of the checkout that `folder` belongs to (`-dirty` where files differ from it), or None outside of one.
+
+    A folder that merely lies in a checkout, such as a virtual environment in a user's own project, has none.
+    """
     try:
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", "."], cwd=folder, capture_output=True, check=True, timeout=10
+        )
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
@@ -99,12 +105,13 @@ class MetricsFile:
             self.path.unlink(missing_ok=True)
 
     def rows(self) -> list[dict[str, str]]:
-        """All complete rows, empty cells left out."""
+        """All complete rows, empty cells left out; what a kill in the middle of a line left is passed over."""
         if not self.path.is_file():
             return []
         text = self.path.read_text("utf-8")
-        whole = text[: text.rfind("\n") + 1]  # a kill can tear the last line
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(whole.splitlines())]
+        whole = text[: text.rfind("\n") + 1]  # a kill can tear the last line, or leave the tail of the one it replaced
+        rows = [row for row in csv.DictReader(whole.splitlines()) if None not in row.values() and None not in row]
+        return [{k: v for k, v in row.items() if v} for row in rows]
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Add `values` to the row of `step`, which must not be older than the newest row."""

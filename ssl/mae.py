@@ -56,7 +56,7 @@ class MaskedAutoencoder(nn.Module):
     ):
         super().__init__()
         self.encoder = VisionTransformer(img_size, patch_size, 3, embed_dim, depth, num_heads)
-        if decoder_embed_dim % decoder_num_heads:
+        if decoder_num_heads < 1 or decoder_embed_dim % decoder_num_heads:
             raise InputError(
                 f"{decoder_num_heads} decoder heads do not divide decoder_embed_dim {decoder_embed_dim}",
                 "choose a divisor as decoder_num_heads",
@@ -64,9 +64,7 @@ class MaskedAutoencoder(nn.Module):
         self.patch_size, self.norm_pix_loss = patch_size, norm_pix_loss
         self.keep = num_visible(self.encoder.num_patches, mask_ratio)
         if self.keep == self.encoder.num_patches:
-            raise InputError(
-                f"mask_ratio {mask_ratio:g} masks none of {self.keep} patches", "raise it, say to 0.75"
-            )
+            raise InputError(f"mask_ratio {mask_ratio:g} masks none of {self.keep} patches", "raise it, say to 0.75")
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.decoder_pos_embed = nn.Parameter(sincos_2d(decoder_embed_dim, self.encoder.grid), requires_grad=False)

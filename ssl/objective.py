@@ -47,6 +47,12 @@ class OptimizerSettings:
                 f"optimizer.lr is {self.lr} and optimizer.base_lr_per_256 is {self.base_lr_per_256}",
                 "set exactly one of them and the other to null",
             )
+        for name in ("lr", "base_lr_per_256", "weight_decay", "warmup_steps"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"optimizer.{name} is {value}", "give a number from 0 on")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer.betas are {list(self.betas)}", "give two numbers in [0, 1), such as 0.9, 0.95")
 
     def peak_lr(self, global_batch: int) -> float:
         """The learning rate at the top of the schedule for a global batch in images."""
@@ -98,7 +104,7 @@ class Objective(pl.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["headcam_card"] = self.card()
+        checkpoint.setdefault("headcam_card", self.card())  # a run folder's card says more, and comes before
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         theirs, ours = checkpoint["headcam_card"], self.card()
@@ -152,7 +158,8 @@ class Objective(pl.LightningModule):
 
         Looked at in every step on a CPU, elsewhere where the loss is logged anyway: reading it makes a GPU wait.
         """
-        if loss.device.type != "cpu" and self.global_step % self.trainer.log_every_n_steps:
+        every = self.trainer.log_every_n_steps or self.trainer.max_steps
+        if loss.device.type != "cpu" and self.global_step % every:
             return
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -22,9 +22,7 @@ def sincos_2d(embed_dim: int, grid: tuple[int, int], cls_token: bool = True) -> 
         InputError: `embed_dim` is no multiple of 4.
     """
     if embed_dim % 4:
-        raise InputError(
-            f"embed_dim {embed_dim} is no multiple of 4", "sin-cos positions need four equal parts"
-        )
+        raise InputError(f"embed_dim {embed_dim} is no multiple of 4", "sin-cos positions need four equal parts")
     omega = 10000.0 ** (-torch.arange(embed_dim // 4, dtype=torch.float64) / (embed_dim / 4))
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
     x, y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega  # (L, D/4)

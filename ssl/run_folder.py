@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from PIL import Image
 
@@ -34,6 +35,18 @@ def checkpoints(folder: str | Path, every_n_steps: int) -> ModelCheckpoint:
     )
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are complete or not there, on any disk; a full one is a one-line error.
+
+    Lightning's own writer goes through the system's temporary folder, which may be another disk (its last step is then
+    a copy that a kill can tear), and holds the whole file in memory.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with atomic_file(path) as file:
+            torch.save(checkpoint, file)
+
+
 class RunFolder(Callback):
     """Keeps the run folder.
 
@@ -49,7 +62,10 @@ class RunFolder(Callback):
         self.num_pictures = num_pictures
         self.metrics = MetricsFile(self.folder / "metrics.csv")
         self.hours = 0.0
-        self._counted = 0  # samples whose hours are in `self.hours`
+        self._counted = self._microseconds = 0  # samples that were counted, and the unique video in them
+        self._saved_step = -1  # of the newest checkpoint
+        self._mark = self._mark_wait = self._validating_since = 0.0  # clocks of the measurement in progress
+        self._mark_step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, module: Objective) -> None:
         if not trainer.is_global_zero:
@@ -75,17 +91,21 @@ class RunFolder(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
-        if trainer.is_global_zero and (step % trainer.log_every_n_steps == 0 or step == trainer.max_steps):
+        every = trainer.log_every_n_steps  # 0: only the last step
+        if trainer.is_global_zero and ((every and step % every == 0) or step == trainer.max_steps):
             self.metrics.log(step, self.measure(trainer, module))
 
     def measure(self, trainer: pl.Trainer, module: Objective) -> dict[str, float]:
-        """Figures since the last call: loss, learning rate, speed, data wait; samples and unique hours in all."""
+        """Figures since the last call: learning rate, speed, data wait; samples and unique hours in all.
+
+        The loss is that of the newest (micro-)batch of this process.
+        """
         step, now = trainer.global_step, time.perf_counter()
         wait = trainer.datamodule.train_loader.wait_seconds
         passed = max(now - self._mark, 1e-9)
         samples = step * module.samples_per_step()
-        self.hours += trainer.datamodule.plan.hours_seen(samples, since=self._counted)
-        self._counted = samples
+        self._microseconds += trainer.datamodule.plan.microseconds_seen(samples, since=self._counted)
+        self._counted, self.hours = samples, self._microseconds / 3.6e9
         values = {
             "train/loss": float(trainer.callback_metrics["train/loss"]),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
@@ -97,13 +117,20 @@ class RunFolder(Callback):
         self._mark, self._mark_step, self._mark_wait = now, step, wait
         return values
 
+    def on_train_end(self, trainer: pl.Trainer, module: Objective) -> None:
+        # The checkpoints' own rhythm need not fall on the last step, whose weights are what the run is for.
+        if self._saved_step != trainer.global_step and not trainer.fast_dev_run:
+            trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Objective) -> None:
+        self._validating_since = time.perf_counter()
+
     def on_validation_end(self, trainer: pl.Trainer, module: Objective) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or "val/loss" not in trainer.callback_metrics:
             return
         self.metrics.log(trainer.global_step, {"val/loss": float(trainer.callback_metrics["val/loss"])})
         self.save_picture(trainer, module)
-        # Validation is no training time: the next measurement starts here.
-        self._mark = time.perf_counter()
+        self._mark += time.perf_counter() - self._validating_since  # validation is no training time
 
     def save_picture(self, trainer: pl.Trainer, module: Objective) -> None:
         """Write `pictures/step-*.png`: held-out frames, what the model sees of them, what it completes."""
@@ -122,6 +149,7 @@ class RunFolder(Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Objective, checkpoint: dict[str, Any]) -> None:
         card = self.card(trainer, module)
         checkpoint["headcam_card"] = card
+        self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             save_weights(self.folder, module.encoder, card)
 

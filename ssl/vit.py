@@ -112,7 +112,7 @@ class VisionTransformer(nn.Module):
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         self.patch_size, self.embed_dim, self.in_chans = patch_size, embed_dim, in_chans
         self.grid = patch_grid(self.img_size, patch_size)
-        if embed_dim % num_heads:
+        if num_heads < 1 or embed_dim % num_heads:
             raise InputError(f"{num_heads} heads do not divide embed_dim {embed_dim}", "choose a divisor as num_heads")
         # Enough to build the same encoder again; it goes into the card of saved weights.
         self.arguments = {

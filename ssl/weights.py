@@ -59,6 +59,8 @@ def load_encoder(source: str | Path) -> tuple[VisionTransformer, dict[str, Any]]
         InputError: nothing there, not a checkpoint of headcam, or weights that do not fit the card.
     """
     source = Path(source)
+    if source.is_file() and source.suffix not in (".ckpt", ".safetensors"):
+        raise InputError(f"{source} is no checkpoint", "give a run folder, a weights.safetensors or a .ckpt file")
     if source.is_dir():
         source = source / "weights.safetensors"
     if not source.is_file():
@@ -86,11 +88,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     if not card_path.is_file():
         raise InputError(f"{card_path} is missing", "keep card.json beside weights.safetensors")
     try:
-        card = json.loads(card_path.read_text("utf-8"))
+        card = _checked(json.loads(card_path.read_text("utf-8")), card_path)
         state = load_file(path)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise InputError(f"{path} or its card.json is damaged: {error}", "copy both files again") from error
-    return state, _checked(card, card_path)
+    if card["weights_hash"] != sha256_file(path):
+        # A kill between writing the two, or files of two runs side by side.
+        raise InputError(f"{card_path} belongs to other weights than {path}", "use the run's checkpoints/last.ckpt")
+    return state, card
 
 
 def open_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -101,9 +106,8 @@ def open_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (
-        Exception
-    ) as error:  # torch.load raises pickle, zip, runtime and other errors for files that are no checkpoint
+    except Exception as error:
+        # For files that are no checkpoint torch.load raises pickle, zip, runtime and other errors.
         raise InputError(
             f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}", "give a .ckpt file of headcam fit"
         ) from error
@@ -119,7 +123,9 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
     return state, {**checkpoint["headcam_card"], "weights_hash": sha256_file(path)}
 
 
-def _checked(card: dict[str, Any], path: Path) -> dict[str, Any]:
+def _checked(card: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(card, dict):
+        raise InputError(f"{path} holds no card", "use the card.json that headcam fit wrote")
     if card.get("contract") != "card" or card.get("version") != VERSION:
         raise InputError(
             f"{path} holds a {card.get('contract')} of version {card.get('version')}, not a card of version {VERSION}",

@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"
-
 
 def smooth_picture(rng: np.random.Generator, height: int = 72, width: int = 96) -> np.ndarray:
     """A colourful blurred picture, (height, width, 3) uint8: compresses well and is easy to tell apart."""
@@ -96,15 +93,20 @@ def fit_config(stores, tmp_path):
     return write
 
 
-def headcam(*arguments: str | Path, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess:
-    """Run the `headcam` command in a process of its own, as a user would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "headcam", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
-    )
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
+@pytest.fixture(scope="session")
+def headcam():
+    """Function that runs the `headcam` command in a process of its own, as a user would, and returns what it did."""
+
+    def run(*arguments: str | Path, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [sys.executable, "-m", "headcam", *map(str, arguments)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+        )
+        if check:
+            assert done.returncode == 0, done.stderr
+        return done
+
+    return run

@@ -12,9 +12,9 @@ from typing import Any
 import cv2
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from headcam.errors import InputError
+from headcam.errors import HeadcamError, InputError
 from headcam.video.datasets import FrameSource, HeldOutFrames, JoinedSource, PlannedFrames, StoreSource, VideoSource
 from headcam.video.plan import FramePlan, step_samples
 from headcam.video.subset import Manifest
@@ -33,10 +33,39 @@ class StepSampler:
             step += 1
 
 
+class _ErrorsAsItems(Dataset):
+    """Items of `data`; an error of ours is handed over as the item.
+
+    Torch would turn one that is raised in a worker into text with a traceback, and the user could not read the fix.
+    """
+
+    def __init__(self, data: Dataset):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        try:
+            return self.data[i]
+        except HeadcamError as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, HeadcamError)), None) or default_collate(items)
+
+
 class TimedLoader(DataLoader):
-    """A loader that counts the seconds its reader waited for it (`wait_seconds`)."""
+    """A loader that counts the seconds its reader waited for it (`wait_seconds`).
+
+    Errors of ours arrive as they were raised, also from workers.
+    """
 
     wait_seconds = 0.0
+
+    def __init__(self, data: Dataset, **how: Any):
+        super().__init__(_ErrorsAsItems(data), collate_fn=_collate, **how)
 
     def __iter__(self) -> Iterator[Any]:
         iterator = super().__iter__()
@@ -47,6 +76,8 @@ class TimedLoader(DataLoader):
             except StopIteration:
                 return
             self.wait_seconds += time.perf_counter() - start
+            if isinstance(batch, HeadcamError):
+                raise batch
             yield batch
 
 
@@ -78,6 +109,8 @@ class FrameDataModule(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise InputError(f"data.batch_size is {batch_size}", "give at least 1")
+        if num_workers < 0:
+            raise InputError(f"data.num_workers is {num_workers}", "give 0 or more")
         self.train_paths, self.val_paths = list(train), list(val or [])
         self.batch_size, self.scale, self.flip = batch_size, tuple(scale), flip
         self.num_workers, self.seed, self.backend = num_workers, seed, backend

@@ -48,7 +48,7 @@ class StoreSource:
         )
 
     def picture(self, unit: int, time_s: float, crop: Box, size: tuple[int, int], flip: bool) -> np.ndarray:
-        return decode_crop(self.store.jpeg(unit), crop, size, flip)
+        return decode_crop(self.store.jpeg(unit), crop, size, flip, name=f"picture {unit} of {self.store.folder}")
 
 
 class VideoSource:
@@ -64,9 +64,11 @@ class VideoSource:
         self.backend = backend
         rows = usable(read_recordings(index)).to_pylist()
         self.paths = [r["path"] for r in rows]
+        self.keyframes = [r["keyframes"] or None for r in rows]
         codes, times, seconds, widths, heights = [], [], [], [], []
         for code, row in enumerate(rows):
-            starts = np.arange(max(1, int(np.ceil(row["duration_s"] / unit_seconds)))) * unit_seconds
+            # Not a unit more for a duration that exceeds whole units by rounding only.
+            starts = np.arange(max(1, int(np.ceil(row["duration_s"] / unit_seconds - 1e-9)))) * unit_seconds
             codes.append(np.full(len(starts), code))
             times.append(starts)
             seconds.append(np.minimum(unit_seconds, row["duration_s"] - starts))
@@ -85,7 +87,8 @@ class VideoSource:
         )
 
     def picture(self, unit: int, time_s: float, crop: Box, size: tuple[int, int], flip: bool) -> np.ndarray:
-        with open_reader(self.paths[self.units.recording[unit]], self.backend) as reader:
+        recording = self.units.recording[unit]
+        with open_reader(self.paths[recording], self.backend, keyframes=self.keyframes[recording]) as reader:
             frame = reader.frames_at([time_s])[0]
         return crop_array(frame.image, crop, size, flip)
 

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
 
-from headcam.errors import InputError
-from headcam.files import atomic_file, write_json
+from headcam.errors import InputError, StorageError
+from headcam.files import atomic_file, partial_path, write_json
 from headcam.progress import Progress
 from headcam.video.cells import Segment, Skipped, segment_frames
 from headcam.video.readers import BACKENDS, Frame
@@ -137,7 +137,13 @@ def store(
             raise InputError(f"{folder} holds shards of unknown origin", "give another folder, or empty this one")
         write_json(folder / _SETTINGS, source)
     shards = _deal(table, folder, settings)
-    _make_shards(shards, processes, quiet)
+    try:
+        _make_shards(shards, processes, quiet)
+    except StorageError:
+        # The workers that were still writing were stopped with the one that failed; the full disk wants its space back.
+        for shard in shards:
+            partial_path(folder / shard_name(shard.number)).unlink(missing_ok=True)
+        raise
     _finish(folder, source, shards)
     return _result(folder)
 

@@ -18,6 +18,7 @@ from headcam.randomness import permuted, stream
 from headcam.video.transforms import Box, crop_box
 
 _HOUR = 3600.0
+_MICROSECONDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class FramePlan:
         ratio: range of the crop's aspect ratio.
         flip: probability of mirroring.
     Raises:
-        InputError: no units.
+        InputError: no units, or a setting out of range.
     """
 
     units: Units
@@ -110,6 +111,10 @@ class FramePlan:
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise InputError(f"crop scale {self.scale} is no range in (0, 1]", "give for example [0.2, 1.0]")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise InputError(f"crop ratio {self.ratio} is no range above 0", "give for example [0.75, 1.333]")
+        if not 0 <= self.flip <= 1:
+            raise InputError(f"flip is {self.flip}, no probability", "give a number from 0 (never) to 1 (always)")
 
     def unit(self, i: np.ndarray) -> np.ndarray:
         """Units of the samples `i` (int64, any shape): epoch i // n visits every unit once in its own keyed order."""
@@ -138,11 +143,18 @@ class FramePlan:
             noise=mask_noise(self.seed, i, self.num_patches),
         )
 
-    def hours_seen(self, samples: int, since: int = 0) -> float:
-        """Unique hours that samples `since`..`samples` - 1 add; after one epoch all units are seen."""
+    def hours_seen(self, samples: int) -> float:
+        """Unique hours of video in samples 0..`samples` - 1; after one epoch all units are seen."""
+        return self.microseconds_seen(samples) / (_HOUR * _MICROSECONDS)
+
+    def microseconds_seen(self, samples: int, since: int = 0) -> int:
+        """Unique video that samples `since`..`samples` - 1 add to those before them.
+
+        In whole microseconds for each unit, so that a sum does not depend on where it was interrupted.
+        """
         n = len(self.units)
         seen = self.unit(np.arange(min(since, n), min(samples, n)))
-        return float(self.units.seconds[seen].sum() / _HOUR)
+        return int(np.rint(self.units.seconds[seen] * _MICROSECONDS).astype(np.int64).sum())
 
 
 def mask_noise(seed: int, i: int, num_patches: int) -> np.ndarray:

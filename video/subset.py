@@ -59,22 +59,29 @@ class Manifest:
 
     def write(self, path: str | Path) -> None:
         """Write the manifest as JSON, whole or not at all."""
-        write_json(path, {"contract": "manifest", "version": VERSION, "hours": self.hours, "hash": self.hash, **asdict(self)})
+        facts = {"contract": "manifest", "version": VERSION, "hours": self.hours, "hash": self.hash}
+        write_json(path, facts | asdict(self))
 
     @staticmethod
     def read(path: str | Path) -> "Manifest":
         """Read a manifest back.
 
         Raises:
-            InputError: another version, or content that does not match its hash.
+            InputError: not there, no manifest, another version, or content that does not match its hash.
         """
-        value = json.loads(Path(path).read_text("utf-8"))
-        if value.get("contract") != "manifest" or value.get("version") != VERSION:
+        try:
+            value = json.loads(Path(path).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read as a manifest: {error}", "give the data.json of a run") from error
+        if not isinstance(value, dict) or "contract" not in value:
+            raise InputError(f"{path} is no manifest", "give the data.json of a run")
+        if value["contract"] != "manifest" or value.get("version") != VERSION:
             raise InputError(
-                f"{path} is a {value.get('contract')} of version {value.get('version')}, not a manifest of {VERSION}",
+                f"{path} is a {value['contract']} of version {value.get('version')}, "
+                f"not a manifest of version {VERSION}",
                 "write it again with this version of headcam",
             )
-        manifest = Manifest(value["seconds"], value["frames"], value["rule"], value["fraction"], value["seed"])
-        if manifest.hash != value["hash"]:
+        manifest = Manifest(**{k: value.get(k) for k in ("seconds", "frames", "rule", "fraction", "seed")})
+        if manifest.hash != value.get("hash"):
             raise InputError(f"{path} was changed after it was written: its hash does not match", "write it again")
         return manifest

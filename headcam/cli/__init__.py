@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
 
 
 def usage() -> str:
+    """What `headcam --help` prints: the question, the verbs, how to go on."""
     rows = "\n".join(f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items())
     return (
         f"headcam {__version__}: how much first-person video does a learner need "

@@ -15,11 +15,20 @@ from typing import Any, NoReturn
 
 import yaml
 
-from headcam.cli.options import config_path, say, shipped_configs
+from headcam.cli.options import HelpFormatter, config_path, say, shipped_configs
 from headcam.errors import HeadcamError, InputError
 
 # What may differ between the two configs of a stopped and a resumed run: no sample and no number depends on it.
 _HARMLESS = ("out", "ckpt_path", "data.init_args.num_workers", "checkpoint_every", "trainer.enable_progress_bar")
+
+
+_USAGE = (
+    "headcam fit --config FILE.yaml [--out FOLDER] [--trainer.max_steps N] [--model.KEY VALUE] [--data.KEY VALUE] ..."
+)
+_DESCRIPTION = """Train a model; the same command goes on with a run that was stopped.
+
+example:
+  headcam fit --config configs/ssl/mae_vits16.yaml --data.train='[frames]' --trainer.max_steps=20000 --out runs/first"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     from headcam.runs import MetricsFile
     from headcam.ssl.objective import Objective
     from headcam.ssl.precision import resolve_precision
-    from headcam.ssl.run_folder import RunFolder, TrainingProgress, checkpoints
+    from headcam.ssl.run_folder import RunFolder, TrainingProgress, WholeCheckpoints, checkpoints
     from headcam.video.data_module import FrameDataModule
 
     # Lightning's greetings, tips and advertisements; its warnings stay.
@@ -84,7 +93,12 @@ def main(arguments: Sequence[str]) -> int:
             own = [folder, checkpoints(self.run, every)]
             if trainer.enable_progress_bar is not False:
                 own.append(TrainingProgress(folder))
-            return super().instantiate_trainer(callbacks=own, default_root_dir=str(self.run), **kwargs)
+            options = {
+                "callbacks": [*own, *_as_list(trainer.callbacks)],
+                "plugins": [WholeCheckpoints(), *_as_list(trainer.plugins)],
+                "default_root_dir": str(self.run),
+            }
+            return super().instantiate_trainer(**options, **kwargs)
 
     with warnings.catch_warnings():
         # Advice of Lightning's about loaders and loggers that headcam chose on purpose, and jsonargparse's own future.
@@ -98,6 +112,10 @@ def main(arguments: Sequence[str]) -> int:
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,
+            parser_kwargs={
+                "formatter_class": HelpFormatter,
+                "fit": {"usage": _USAGE, "description": _DESCRIPTION, "formatter_class": HelpFormatter},
+            },
             auto_configure_optimizers=False,
             seed_everything_default=0,
             args=["fit", *_with_packaged_configs(arguments)],
@@ -114,16 +132,32 @@ def main(arguments: Sequence[str]) -> int:
             },
         )
         trainer, run = cli.trainer, cli.run
-        if cli.datamodule.val_paths and "val/loss" not in MetricsFile(run / "metrics.csv").rows()[-1]:
+        last = (MetricsFile(run / "metrics.csv").rows() or [{}])[-1]
+        validated = "val/loss" in last and int(last["step"]) == trainer.global_step
+        # One process decides for all: the others may look before it has written.
+        if cli.datamodule.val_paths and not trainer.strategy.broadcast(validated):
             trainer.validate(cli.model, cli.datamodule, verbose=False)  # the last step was no validation step
-    say(f"trained {trainer.global_step} steps; metrics, pictures and weights: {run}", f"{run / 'weights.safetensors'}")
+    if trainer.is_global_zero:
+        say(
+            f"trained {trainer.global_step} steps; metrics, pictures and weights: {run}",
+            f"{run / 'weights.safetensors'}",
+        )
     return 0
 
 
 def _fit(cli: Any, *arguments: Any, **options: Any) -> Any:
     """Parse, build and train; an error of ours comes out as it was raised, not in jsonargparse's wrapping."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
         return cli(*arguments, **options)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down and exits with 1
+            raise KeyboardInterrupt from None
+        raise
+    except MisconfigurationException as error:
+        problem = " ".join(str(error).split()).rstrip(".")
+        raise InputError(problem, "change the option of trainer that this names") from error
     except Exception as error:
         cause = _cause(error)
         if cause is None or cause is error:
@@ -133,8 +167,14 @@ def _fit(cli: Any, *arguments: Any, **options: Any) -> Any:
 
 def _cause(error: BaseException | None) -> HeadcamError | None:
     """The error of ours that `error` wraps, if any."""
+    text = str(error)
     while error is not None and not isinstance(error, HeadcamError):
         error = error.__cause__ or error.__context__
+    if error is None:
+        # jsonargparse up to 4.40 keeps only the text of what a member of a union raised.
+        for line in text.splitlines():
+            if ". Fix: " in line:
+                return InputError(*line.strip().removeprefix("- ").split(". Fix: ", 1))
     return error
 
 
@@ -161,6 +201,10 @@ def _checkpoint_to_resume(run: Path, config: str, wanted: str | None) -> str | N
     return checkpoint
 
 
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
 def _accelerator_there() -> bool:
     import torch
 
@@ -168,10 +212,10 @@ def _accelerator_there() -> bool:
 
 
 def _plain(message: str) -> str:
-    """jsonargparse's message on one line; of several it lists for a union of types, the first is the one that tells."""
-    if "Errors:" in message:
-        message = message.split("Errors:", 1)[1].partition("- ")[2].split("\n  - ")[0].split("- Expected a <class")[0]
-    return " ".join(message.split()).rstrip(".")
+    """jsonargparse's message on one line; of the complaints it lists for a union of types, the one that tells."""
+    listed = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip().startswith("- ")]
+    telling = [line for line in listed if not line.startswith(("Expected a <class 'NoneType'>", "Does not validate"))]
+    return " ".join((telling or [message])[0].split()).rstrip(".")
 
 
 def _with_packaged_configs(arguments: Sequence[str]) -> list[str]:
@@ -191,6 +235,7 @@ def _with_packaged_configs(arguments: Sequence[str]) -> list[str]:
 
 def _default_out(arguments: Sequence[str]) -> str:
     names = [Path(b).stem for a, b in pairwise(arguments) if a in ("--config", "-c")]
+    names += [Path(a).stem for a in arguments if a.startswith("--config=")]
     return f"runs/{names[-1] if names else 'run'}"
 
 

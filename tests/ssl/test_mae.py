@@ -17,56 +17,36 @@ def small(**changes) -> MaskedAutoencoder:
     return MaskedAutoencoder(**(settings | changes))
 
 
-def transformers_twin(ours: MaskedAutoencoder, decoder_depth: int):
-    """A transformers ViTMAEForPreTraining with the weights of `ours`; it builds positions and mask token at zero."""
+def transformers_twin(ours: MaskedAutoencoder):
+    """A transformers ViTMAEForPreTraining; `ours` takes over its weights, strictly: every key is used, none missing."""
+    from mae_step import from_transformers
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    encoder = ours.encoder
-    heads = encoder.arguments["num_heads"]
-    config = ViTMAEConfig(
-        hidden_size=encoder.embed_dim,
-        num_hidden_layers=len(encoder.blocks),
-        num_attention_heads=heads,
-        intermediate_size=4 * encoder.embed_dim,
-        image_size=encoder.img_size[0],
-        patch_size=encoder.patch_size,
-        decoder_hidden_size=ours.decoder_embed.out_features,
-        decoder_num_hidden_layers=decoder_depth,
-        decoder_num_attention_heads=ours.decoder_blocks[0].attn.num_heads,
-        decoder_intermediate_size=4 * ours.decoder_embed.out_features,
-        mask_ratio=1 - ours.keep / encoder.num_patches,
-        norm_pix_loss=ours.norm_pix_loss,
-        layer_norm_eps=1e-6,
+    encoder, decoder = ours.encoder, ours.decoder_blocks
+    twin = ViTMAEForPreTraining(
+        ViTMAEConfig(
+            hidden_size=encoder.embed_dim,
+            num_hidden_layers=len(encoder.blocks),
+            num_attention_heads=encoder.blocks[0].attn.num_heads,
+            intermediate_size=4 * encoder.embed_dim,
+            image_size=encoder.img_size[0],
+            patch_size=encoder.patch_size,
+            decoder_hidden_size=ours.decoder_embed.out_features,
+            decoder_num_hidden_layers=len(decoder),
+            decoder_num_attention_heads=decoder[0].attn.num_heads,
+            decoder_intermediate_size=4 * ours.decoder_embed.out_features,
+            mask_ratio=1 - ours.keep / encoder.num_patches,
+            norm_pix_loss=ours.norm_pix_loss,
+            layer_norm_eps=1e-6,
+        )
     )
-    twin = ViTMAEForPreTraining(config)
-
-    def blocks(prefix_theirs, prefix_ours, depth, state):
-        for k in range(depth):
-            a, b = f"{prefix_theirs}.{k}", f"{prefix_ours}.{k}"
-            for kind in ("weight", "bias"):
-                for part, value in zip("qkv", state[f"{b}.attn.qkv.{kind}"].chunk(3)):
-                    yield f"{a}.attention.{part}_proj.{kind}", value
-                yield f"{a}.attention.o_proj.{kind}", state[f"{b}.attn.proj.{kind}"]
-                yield f"{a}.layernorm_before.{kind}", state[f"{b}.norm1.{kind}"]
-                yield f"{a}.layernorm_after.{kind}", state[f"{b}.norm2.{kind}"]
-                yield f"{a}.mlp.fc1.{kind}", state[f"{b}.mlp.fc1.{kind}"]
-                yield f"{a}.mlp.fc2.{kind}", state[f"{b}.mlp.fc2.{kind}"]
-
-    s = ours.state_dict()
-    theirs = {
-        "vit.embeddings.cls_token": s["encoder.cls_token"],
-        "vit.embeddings.position_embeddings": s["encoder.pos_embed"],
-        "decoder.mask_token": s["mask_token"],
-        "decoder.decoder_pos_embed": s["decoder_pos_embed"],
-    }
-    for kind in ("weight", "bias"):
-        theirs[f"vit.embeddings.patch_embeddings.projection.{kind}"] = s[f"encoder.patch_embed.proj.{kind}"]
-        theirs[f"vit.layernorm.{kind}"] = s[f"encoder.norm.{kind}"]
-        for part in ("decoder_embed", "decoder_norm", "decoder_pred"):
-            theirs[f"decoder.{part}.{kind}"] = s[f"{part}.{kind}"]
-    theirs |= dict(blocks("vit.layers", "encoder.blocks", len(encoder.blocks), s))
-    theirs |= dict(blocks("decoder.decoder_layers", "decoder_blocks", decoder_depth, s))
-    twin.load_state_dict(theirs)  # strict: every key used, none missing
+    with torch.no_grad():  # these it builds at zero; biases too, where a swap of two would go unseen
+        twin.vit.embeddings.position_embeddings.copy_(ours.encoder.pos_embed)
+        twin.decoder.decoder_pos_embed.copy_(ours.decoder_pos_embed)
+        for parameter in twin.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    ours.load_state_dict(from_transformers(twin.state_dict()))
     return twin
 
 
@@ -75,7 +55,7 @@ def transformers_twin(ours: MaskedAutoencoder, decoder_depth: int):
 def test_loss_and_gradients_equal_those_of_transformers(norm_pix_loss, decoder_depth):
     torch.manual_seed(0)
     ours = small(norm_pix_loss=norm_pix_loss, decoder_depth=decoder_depth)
-    twin = transformers_twin(ours, decoder_depth)
+    twin = transformers_twin(ours)
     images, noise = torch.randn(3, 3, 64, 64), torch.rand(3, 16)
     out = ours(images, noise)
     theirs = twin(images, noise=noise)

@@ -179,6 +179,8 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_shard(indexed, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(frame_store.tarfile.TarFile, "addfile", full)
         with pytest.raises(StorageError, match=r"frames-000000.tar could not be written: No space left"):
+            (tmp_path / "s").mkdir()
+            (tmp_path / "s" / ".frames-000000.tar.part").write_bytes(b"of a worker that was stopped")
             store(indexed, tmp_path / "s", quiet=True)
     assert [path.name for path in (tmp_path / "s").iterdir()] == [".store.json"]
     store(indexed, tmp_path / "s", quiet=True)
