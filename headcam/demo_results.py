@@ -172,6 +172,7 @@ def caveats(demo: Demo) -> list[str]:
     """What a reader must know to judge the numbers, as the numbers require it; sentences."""
     untrained, pixels = demo.difference(demo.untrained), demo.difference(PIXELS)
     n = demo.score(demo.card["name"], METRIC).n
+    knn = next(s.metric for s in demo.scores if s.metric.startswith("knn/") and s.metric.endswith("/top1"))
     parameters, samples = demo.card["parameters"], demo.card["samples_seen"]
     out = [
         {
@@ -187,7 +188,8 @@ def caveats(demo: Demo) -> list[str]:
             "its cost yet.",
             -1: "Raw pixels, which use no network at all, do better: for this test the encoder is not worth its cost "
             "yet.",
-        }[_sign(pixels)],
+        }[_sign(pixels)]
+        + f" By nearest neighbours it is {_against(demo.difference(PIXELS, knn), 'raw pixels')}.",
     ]
     if demo.synthetic_labels:
         out.append(

@@ -81,6 +81,7 @@ class RunFolder(Callback):
     def on_train_start(self, trainer: pl.Trainer, module: Objective) -> None:
         if trainer.is_global_zero:
             self.metrics.resume(trainer.global_step)
+        self._count_hours(trainer, module)
         self._mark = time.perf_counter()
         self._mark_step = trainer.global_step
         self._mark_wait = 0.0
@@ -104,8 +105,7 @@ class RunFolder(Callback):
         wait = trainer.datamodule.train_loader.wait_seconds
         passed = max(now - self._mark, 1e-9)
         samples = step * module.samples_per_step()
-        self._microseconds += trainer.datamodule.plan.microseconds_seen(samples, since=self._counted)
-        self._counted, self.hours = samples, self._microseconds / 3.6e9
+        self._count_hours(trainer, module)
         values = {
             "train/loss": float(trainer.callback_metrics["train/loss"]),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
@@ -116,6 +116,11 @@ class RunFolder(Callback):
         }
         self._mark, self._mark_step, self._mark_wait = now, step, wait
         return values
+
+    def _count_hours(self, trainer: pl.Trainer, module: Objective) -> None:
+        samples = trainer.global_step * module.samples_per_step()
+        self._microseconds += trainer.datamodule.plan.microseconds_seen(samples, since=self._counted)
+        self._counted, self.hours = samples, self._microseconds / 3.6e9
 
     def on_train_end(self, trainer: pl.Trainer, module: Objective) -> None:
         # The checkpoints' own rhythm need not fall on the last step, whose weights are what the run is for.
@@ -201,6 +206,11 @@ class TrainingProgress(ProgressBar):
         self._progress.advance(
             current=f"loss {float(loss):.4f}, {rate:.0f} images/s, data wait {wait:.0%}, {self.run.hours:.2f} h seen"
         )
+
+    def _count_hours(self, trainer: pl.Trainer, module: Objective) -> None:
+        samples = trainer.global_step * module.samples_per_step()
+        self._microseconds += trainer.datamodule.plan.microseconds_seen(samples, since=self._counted)
+        self._counted, self.hours = samples, self._microseconds / 3.6e9
 
     def on_train_end(self, trainer: pl.Trainer, module: Objective) -> None:
         self._close()

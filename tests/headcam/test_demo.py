@@ -1,0 +1,270 @@
+"""The demo end to end, tiny: the report says what the files say, finished steps are skipped, bad input is named."""
+
+import csv
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from headcam.cli import main
+from headcam.demo import World, demo, split_recordings, store_rate
+from headcam.demo_results import caveats, load_demo
+from headcam.errors import InputError
+from headcam.video.recordings import read_recordings
+
+WORLD = World(num_walks=3, seconds=3, fps=4, size=(48, 64), num_train=2, num_val=1, picture_size=(32, 32), seed=5)
+FOUR_STEPS = 4 / 200  # minutes
+
+
+def text_of(report: Path) -> str:
+    page = re.sub(r"<(style|svg).*?</\1>", " ", report.read_text("utf-8"), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_ino)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished demo in the synthetic world."""
+    out = tmp_path_factory.mktemp("synthetic") / "demo"
+    result = demo(out, minutes=FOUR_STEPS, processes=1, quiet=True, world=WORLD)
+    assert result.report == out / "report.html" and not result.skipped
+    return out
+
+
+def test_the_numbers_of_the_report_are_those_of_the_files(finished):
+    text = text_of(finished / "report.html")
+    with open(finished / "probe" / "scores.csv", newline="") as file:
+        scores = {(r["model"], r["metric"]): r for r in csv.DictReader(file)}
+    names = {
+        "mae": "encoder, pretrained",
+        "mae (random weights)": "encoder, random weights",
+        "raw pixels": "raw pixels",
+    }
+    for model, name in names.items():
+        linear, knn = (scores[model, metric] for metric in ("linear/top1", "knn/k20_T0.07/top1"))
+        cells = [f"{float(r['value']):.1f} [{float(r['low']):.1f}, {float(r['high']):.1f}]" for r in (linear, knn)]
+        assert f"{name} {cells[0]} {cells[1]}" in text
+    assert f"chance {100 / 12:.1f} {100 / 12:.1f}" in text
+
+    with open(finished / "mae" / "metrics.csv", newline="") as file:
+        metrics = list(csv.DictReader(file))
+    last = f"{float(metrics[-1]['train/loss']):.3f}, that on held-out recordings {float(metrics[-1]['val/loss']):.3f}"
+    assert f"The loss of the last training batch is {last}." in text
+    card = json.loads((finished / "mae" / "card.json").read_text())
+    assert card["step"] == 4 and card["samples_seen"] == 256 and "images seen, 11 passes 256" in text
+    assert f"unique, in 2 recordings {60 * card['hours']:.1f} min" in text
+    for value in (card["weights_hash"], card["manifest_hash"], card["config_hash"]):
+        assert value in text
+    for difference in json.loads((finished / "probe" / "probe.json").read_text())["differences"]:
+        if difference["metric"].endswith("/top1"):
+            cell = f"{difference['estimate']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}]"
+            assert cell.replace("-", "\N{MINUS SIGN}") in text
+
+
+def test_the_report_shows_frames_and_completions_and_says_what_it_does_not_show(finished):
+    page = (finished / "report.html").read_text("utf-8")
+    assert page.count("<img") == 12 + 4 * 6  # frames; true, given, completed at first and at the end
+    assert page.count("<svg") == 2
+    text = text_of(finished / "report.html")
+    for telling in (
+        "are rendered, and so is the video",
+        "Nothing was chosen on test pictures",
+        "one encoder was trained",
+    ):
+        assert telling in text
+    assert "What was left out" not in text
+
+
+def test_the_same_command_again_skips_what_is_finished(finished, capsys):
+    before = files(finished)
+    result = demo(finished, minutes=FOUR_STEPS, processes=1, quiet=True, world=WORLD)
+    assert capsys.readouterr().out.count("(finished before)") == 2
+    after = files(finished)
+    assert after.keys() == before.keys()
+    changed = {name for name in after if after[name] != before[name]}
+    # Lists and the page are made again from the same files; nothing that took time is.
+    assert changed <= {"recordings.parquet", "train.parquet", "held_out.parquet", "report.html"}
+    assert result.headline == load_demo(finished).headline
+
+
+def test_a_killed_run_goes_on_and_other_settings_are_refused(finished, tmp_path, capsys):
+    out = tmp_path / "demo"
+    shutil.copytree(finished, out)
+    with pytest.raises(InputError, match=r"holds a demo with another minutes: 0\.02 there, 3 here"):
+        demo(out, minutes=3, processes=1, quiet=True, world=WORLD)
+    # As if killed during the probe: its results are missing, its features are there.
+    for name in ("scores.csv", "probe.json"):
+        (out / "probe" / name).unlink()
+    (out / "report.html").unlink()
+    demo(out, minutes=FOUR_STEPS, processes=1, quiet=True, world=WORLD)
+    assert capsys.readouterr().out.count("(finished before)") == 1
+    assert (out / "probe" / "scores.csv").read_bytes() == (finished / "probe" / "scores.csv").read_bytes()
+
+
+def test_own_videos_with_a_garbage_file_and_own_labels(finished, tmp_path, capsys):
+    videos, labelled, out = tmp_path / "my <videos>", tmp_path / "labelled", tmp_path / "out"
+    shutil.copytree(finished / "world" / "walks", videos)
+    (videos / "broken & <gone>.mp4").write_bytes(b"no video at all" * 99)
+    for name in ("ball", "teddy"):
+        for part in ("train", "val"):
+            for k, picture in enumerate((finished / "world" / "close-ups" / part).rglob("*.jpg")):
+                (labelled / name).mkdir(parents=True, exist_ok=True)
+                if (k % 2 == 0) == (name == "ball"):
+                    shutil.copy(picture, labelled / name / f"{part}{k}.jpg")
+    command = [
+        "demo",
+        "--videos",
+        videos,
+        "--labelled",
+        labelled,
+        "--out",
+        out,
+        "--minutes",
+        FOUR_STEPS,
+        "--processes",
+        1,
+    ]
+    assert main([*map(str, command), "--quiet", "--no-frames"]) == 1
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[-1] == str(out / "report.html") and "skipped: unreadable files: 1" in lines[-2]
+    assert not captured.err
+
+    page, text = (out / "report.html").read_text("utf-8"), text_of(out / "report.html")
+    rows = read_recordings(out / "recordings.parquet").to_pylist()
+    reason = next(row["reason"] for row in rows if row["status"] == "unreadable")
+    assert f"broken & <gone>.mp4 index {reason}" in text and "<gone>" not in page
+    assert "<img" not in page and "your own recordings" in text and "rendered" not in text
+    assert not (out / "world").exists(), "nothing had to be rendered"
+
+
+def test_caveats_follow_the_numbers(finished):
+    def said(low: float, high: float, **changes) -> str:
+        demo = load_demo(finished)
+        for difference in demo.probe["differences"]:
+            difference.update(estimate=(low + high) / 2, low=low, high=high)
+        demo.settings.update(changes)
+        return " ".join(caveats(demo)) + demo.headline
+
+    gain, none, loss = said(1, 3), said(-1, 3), said(-3, -1)
+    assert "did teach the encoder" in gain and "2.0 points more than raw pixels" in gain
+    assert "cannot be told from its own untrained state" in none and "did teach" not in none
+    assert "not to be told from raw pixels (+1.0 points, 95 % interval [\N{MINUS SIGN}1.0, +3.0])" in none
+    assert "worse for this test" in loss and "2.0 points fewer than raw pixels" in loss
+    assert "while the video is real" in said(1, 3, videos="my_videos")
+    assert "rendered" not in said(1, 3, videos="my_videos", labelled="my_pictures")
+
+
+def one_class(tmp_path: Path) -> list[Path | str]:
+    (tmp_path / "labels" / "cat").mkdir(parents=True)
+    for k in range(2):
+        (tmp_path / "labels" / "cat" / f"{k}.jpg").write_bytes(b"x")
+    return ["--labelled", tmp_path / "labels"]
+
+
+def no_video(tmp_path: Path) -> list[Path | str]:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no video")
+    return ["--videos", tmp_path / "notes", "--labelled", two_classes(tmp_path)]
+
+
+def two_classes(tmp_path: Path) -> Path:
+    for name in ("cat", "dog"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        for k in range(20):
+            (tmp_path / "two" / name / f"{k}.jpg").write_bytes(f"{name}{k}".encode())
+    return tmp_path / "two"
+
+
+def few(tmp_path: Path) -> list[Path | str]:
+    labels = two_classes(tmp_path)
+    for k in range(10, 20):
+        (labels / "cat" / f"{k}.jpg").unlink()
+        (labels / "dog" / f"{k}.jpg").unlink()
+    return ["--labelled", labels]
+
+
+def out_in_videos(tmp_path: Path) -> list[Path | str]:
+    return ["--videos", tmp_path, "--labelled", two_classes(tmp_path)]
+
+
+def out_under_a_file(tmp_path: Path) -> list[Path | str]:
+    (tmp_path / "file").write_text("x")
+    return ["--out", tmp_path / "file" / "demo"]
+
+
+def out_of_something_else(tmp_path: Path) -> list[Path | str]:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    return ["--out", tmp_path / "thesis"]
+
+
+@pytest.mark.parametrize(
+    "given, telling",
+    [
+        (one_class, "has one class only, 'cat'"),
+        (few, "has 16 training pictures, and the kNN vote is of 20"),
+        (no_video, "holds no video or picture among its 1 files"),
+        (out_in_videos, "lies in --videos"),
+        (out_under_a_file, "which is no folder"),
+        (out_of_something_else, "is there and holds no demo"),
+        (lambda _: ["--videos", "nowhere"], "nowhere does not exist"),
+        (lambda _: ["--minutes", "0"], "minutes is 0"),
+        (lambda _: ["--minutes", "1e99"], "minutes is 1e+99"),
+    ],
+)
+def test_bad_input_gets_one_line_before_anything_long_begins(tmp_path, capsys, given, telling):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--quiet", *map(str, given(tmp_path))]) == 2
+    error = capsys.readouterr().err
+    assert telling in error and error.startswith("headcam: ") and error.count("\n") == 1
+    assert not (out / "world").exists() and not (out / "mae").exists()
+
+
+def recordings(*seconds: float) -> pa.Table:
+    return pa.table({"recording": [f"{k:016x}" for k in range(len(seconds))], "duration_s": list(map(float, seconds))})
+
+
+def held_out(table: pa.Table) -> list[str]:
+    train, held = split_recordings(table)
+    assert sorted(train["recording"].to_pylist() + held["recording"].to_pylist()) == sorted(
+        table["recording"].to_pylist()
+    )
+    return held["recording"].to_pylist()
+
+
+def test_a_tenth_of_the_recordings_is_held_out_by_their_ids_alone():
+    table = recordings(*[60] * 40)
+    chosen = held_out(table)
+    assert len(chosen) == 4
+    assert sorted(held_out(table.take(list(range(39, -1, -1))))) == sorted(chosen), "in any order of rows"
+    assert held_out(recordings(60)) == [], "the only recording is trained on"
+    assert len(held_out(recordings(60, 60))) == 1
+    assert len(held_out(recordings(0, 0, 0))) == 1, "still pictures have no seconds"
+
+
+@pytest.mark.parametrize("k", range(6))
+def test_a_recording_that_is_most_of_the_video_is_never_held_out(k):
+    seconds = [10.0] * 6
+    seconds[k] = 10_000.0
+    assert f"{k:016x}" not in held_out(recordings(*seconds))
+    assert held_out(recordings(10_000, 50)) == [f"{1:016x}"]
+
+
+def test_no_more_frames_are_stored_than_will_be_drawn():
+    assert store_rate(480, 41_000) == 5
+    for hours in (0.1, 1, 5, 10, 100, 900):
+        rate = store_rate(3600 * hours, 41_000)
+        assert rate == 0.01 or rate * 3600 * hours <= 41_000
+    assert store_rate(0, 1) == 5, "still pictures"
