@@ -35,7 +35,7 @@ from headcam.runs import MetricsFile
 from headcam.video.frame_store import store
 from headcam.video.index import index
 from headcam.video.recordings import read_recordings, usable, write_recordings
-from headcam.video.synthetic import render_labelled, render_walks
+from headcam.video.synthetic.world import render_labelled, render_walks
 
 VERSION = 1  # of OUT/demo.json
 CONFIG = "configs/demo/mae.yaml"

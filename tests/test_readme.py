@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """`my_videos` with a short clip and a broken one, `pictures` with two classes."""
-    from headcam.video.synthetic import render_walks
+    from headcam.video.synthetic.world import render_walks
 
     root = tmp_path_factory.mktemp("readme")
     render_walks(root / "my_videos", num_walks=1, seconds=4, fps=5, size=(64, 80), seed=0)
@@ -73,7 +73,7 @@ def test_the_two_commands_are_the_makefiles_and_cis():
 
 
 def test_every_path_that_the_readme_names_is_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README):
         assert (ROOT / target).exists(), target
     for config in re.findall(r"configs/\S+?\.yaml", README):
         assert (ROOT / config).is_file(), config

@@ -1,6 +1,5 @@
 """`headcam demo`: the main job, end to end, on a synthetic world or on the user's own videos."""
 
-import os
 from collections.abc import Sequence
 
 from headcam.cli.options import say, verb_parser
@@ -32,9 +31,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--no_frames", "--no-frames", action="store_true", help="no pictures in the report")
     options = parser.parse_args(list(arguments))
 
-    # Threads that wait for each other by spinning make training ten times slower as soon as something else runs on one
-    # of two cores; threads that sleep cost a few percent. Read by OpenMP when torch is loaded, so set before.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from headcam.demo import demo
 
     result = demo(

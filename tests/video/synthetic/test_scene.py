@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from headcam.randomness import stream
-from headcam.video import synthetic_scene
-from headcam.video.synthetic_objects import OBJECTS, height, place, solid, turn
-from headcam.video.synthetic_render import render
-from headcam.video.synthetic_rooms import build_home
-from headcam.video.synthetic_scene import Camera, Room, Scene, cast, gaze, screen_rectangles
-from headcam.video.synthetic_textures import LEVELS, NAMES, SIDE, atlas
+from headcam.video.synthetic import scene as ray_caster
+from headcam.video.synthetic.objects import OBJECTS, height, place, solid, turn
+from headcam.video.synthetic.render import render
+from headcam.video.synthetic.rooms import build_home
+from headcam.video.synthetic.scene import Camera, Room, Scene, cast, gaze, screen_rectangles
+from headcam.video.synthetic.textures import LEVELS, NAMES, SIDE, atlas
 
 SOLIDS = [
     solid("box", (0.0, 0.4, 3.0), (0.5, 0.4, 0.2), (1, 0, 0), yaw=0.6, pitch=0.3),
@@ -94,7 +94,7 @@ def test_screen_rectangles_leave_nothing_out(monkeypatch):
     cameras = [Camera(middle, gaze(yaw, -0.4, 0.2), 90.0) for yaw in (0.3, 1.6, 4.0)]
     culled = [cast(scene, camera, (60, 80)) for camera in cameras]
     everything = np.array([0, 60, 0, 80])
-    monkeypatch.setattr(synthetic_scene, "screen_rectangles", lambda p, *_: np.tile(everything, (len(p), 1)))
+    monkeypatch.setattr(ray_caster, "screen_rectangles", lambda p, *_: np.tile(everything, (len(p), 1)))
     for camera, hits in zip(cameras, culled):
         full = cast(scene, camera, (60, 80))
         np.testing.assert_array_equal(hits.depth, full.depth)

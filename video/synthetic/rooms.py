@@ -1,7 +1,7 @@
 """Homes of the synthetic world: a row of furnished rooms with doorways, and the floor that one can walk on.
 
 Rooms stand side by side along x and share walls with a doorway. Furniture stands with its back to a wall and leaves the
-doorways free; objects (`synthetic_objects.OBJECTS`) lie about on the floor and stand on tables, cabinets and sofas.
+doorways free; objects (`objects.OBJECTS`) lie about on the floor and stand on tables, cabinets and sofas.
 Entry point: `build_home`.
 """
 
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headcam.video.synthetic_objects import OBJECTS, any_colour, height, place, radius, solid, turn, wood_colours
-from headcam.video.synthetic_scene import Primitive, Room, Scene
+from headcam.video.synthetic.objects import OBJECTS, any_colour, height, place, radius, solid, turn, wood_colours
+from headcam.video.synthetic.scene import Primitive, Room, Scene
 
 _THICK = 0.06  # metres; half of a wall between two rooms, the whole of what a room sees
 _LOW = 0.42  # metres; what is lower stays below the eyes, even of a crouching child

@@ -13,9 +13,9 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, dijkstra
 
-from headcam.video.synthetic_objects import solid
-from headcam.video.synthetic_rooms import Home, Thing
-from headcam.video.synthetic_scene import Camera, Primitive, gaze
+from headcam.video.synthetic.objects import solid
+from headcam.video.synthetic.rooms import Home, Thing
+from headcam.video.synthetic.scene import Camera, Primitive, gaze
 
 _CELL = 0.08  # metres
 _CLEARANCE = 0.3  # metres between the eye and what stands on the floor

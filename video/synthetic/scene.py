@@ -6,7 +6,7 @@ that frame is *affine* in the pixel's column and row: three broadcast additions 
 solid is tried only on the rectangle of the screen that its corners span, nearest first, and not at all where that
 rectangle is already filled with something nearer. Units are metres, y points up.
 
-Entry points: `Primitive`, `Room`, `Scene`, `Camera`; `cast` (what each pixel sees). `synthetic_render` colours it in.
+Entry points: `Primitive`, `Room`, `Scene`, `Camera`; `cast` (what each pixel sees). `render` colours it in.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headcam.video.synthetic_textures import NAMES
+from headcam.video.synthetic.textures import NAMES
 
 _NEAR = 0.02  # metres; solids nearer than that are cut off the screen rectangles
 SHAPES = ("box", "sphere", "frustum")

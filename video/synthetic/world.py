@@ -5,9 +5,9 @@
 and nothing is read: every pixel follows from the seed. Files are complete under their final name, those that are there
 are kept, and the work may be spread over processes: none of this changes a byte.
 
-The world from the outside in: this file (videos and pictures), `synthetic_walk` (where the wearer goes and looks),
-`synthetic_rooms` (homes and furniture), `synthetic_objects` (the kinds of things), `synthetic_render` (light and
-shadow), `synthetic_scene` (the ray caster) and `synthetic_textures` (patterns of surfaces).
+The world from the outside in: this file (videos and pictures), `walk` (where the wearer goes and looks),
+`rooms` (homes and furniture), `objects` (the kinds of things), `render` (light and
+shadow), `scene` (the ray caster) and `textures` (patterns of surfaces).
 """
 
 import json
@@ -27,11 +27,11 @@ from headcam.errors import InputError
 from headcam.files import atomic_file, write_json
 from headcam.progress import Progress
 from headcam.randomness import stream
-from headcam.video.synthetic_objects import OBJECTS, height, place, radius, turn
-from headcam.video.synthetic_render import render
-from headcam.video.synthetic_rooms import Home, build_home
-from headcam.video.synthetic_scene import Camera, Scene, cast, gaze
-from headcam.video.synthetic_walk import walk
+from headcam.video.synthetic.objects import OBJECTS, height, place, radius, turn
+from headcam.video.synthetic.render import render
+from headcam.video.synthetic.rooms import Home, build_home
+from headcam.video.synthetic.scene import Camera, Scene, cast, gaze
+from headcam.video.synthetic.walk import walk
 
 _VERSION = 1  # of the world; a folder that another version began is not continued
 _SETTINGS = "synthetic.json"

@@ -1,6 +1,6 @@
 """How a scene of the synthetic world looks: patterns, light and shadow on what the ray caster found.
 
-All pixels are shaded in one pass, sorted by the solid that they show: a looked-up pattern (`synthetic_textures`) times
+All pixels are shaded in one pass, sorted by the solid that they show: a looked-up pattern (`textures`) times
 the light of the room that the point lies in, which is a ceiling lamp with cast shadows, a window, and an ambient term
 that is darker near the edges where walls meet. Four rays make a pixel. Entry point: `render`.
 """
@@ -8,8 +8,8 @@ that is darker near the edges where walls meet. Four rays make a pixel. Entry po
 import cv2
 import numpy as np
 
-from headcam.video.synthetic_scene import MEET, SHAPES, Camera, Scene, cast, screen_axes, screen_rectangles
-from headcam.video.synthetic_textures import LEVELS, SIDE, atlas
+from headcam.video.synthetic.scene import MEET, SHAPES, Camera, Scene, cast, screen_axes, screen_rectangles
+from headcam.video.synthetic.textures import LEVELS, SIDE, atlas
 
 _OVERSAMPLE = 2  # rays per pixel and axis; their mean is the pixel
 

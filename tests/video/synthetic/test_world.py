@@ -10,11 +10,11 @@ import simplejpeg
 
 from headcam.errors import InputError
 from headcam.randomness import stream
-from headcam.video import synthetic
-from headcam.video.synthetic import close_up, render_labelled, render_walks, walk_frames
-from headcam.video.synthetic_objects import OBJECTS
-from headcam.video.synthetic_rooms import build_home
-from headcam.video.synthetic_walk import walk
+from headcam.video.synthetic import world
+from headcam.video.synthetic.objects import OBJECTS
+from headcam.video.synthetic.rooms import build_home
+from headcam.video.synthetic.walk import walk
+from headcam.video.synthetic.world import close_up, render_labelled, render_walks, walk_frames
 
 WALKS = {"num_walks": 2, "seconds": 1.5, "fps": 6, "size": (48, 64), "seed": 3}
 LABELLED = {"num_train": 2, "num_val": 1, "size": (32, 40), "seed": 3}
@@ -83,14 +83,14 @@ def test_processes_do_not_change_a_byte(walks, labelled, tmp_path):
 
 
 def test_interrupted_render_leaves_nothing_half_written_and_goes_on(walks, tmp_path, monkeypatch):
-    rendered, real = itertools.count(), synthetic.render
+    rendered, real = itertools.count(), world.render
 
     def interrupted(*arguments):
         if next(rendered) == 12:  # in the middle of the second of two walks of 9 frames
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(synthetic, "render", interrupted)
+    monkeypatch.setattr(world, "render", interrupted)
     with pytest.raises(KeyboardInterrupt):
         render_walks(tmp_path, **WALKS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["synthetic.json", "walk-000.mp4"]

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from headcam.video.synthetic_scene import Colour, Primitive
+from headcam.video.synthetic.scene import Colour, Primitive
 
 Builder = Callable[[np.random.Generator], list[Primitive]]
 
