@@ -13,14 +13,23 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from headcam.cli.options import HelpFormatter, config_path, say, shipped_configs
 from headcam.errors import HeadcamError, InputError
+from headcam.runs import MetricsFile
+from headcam.ssl.objective import Objective
+from headcam.ssl.precision import resolve_precision
+from headcam.ssl.run_folder import RunFolder, TrainingProgress, WholeCheckpoints, checkpoints
+from headcam.ssl.weights import open_checkpoint
+from headcam.video.data_module import FrameDataModule
 
 # What may differ between the two configs of a stopped and a resumed run: no sample and no number depends on it.
 _HARMLESS = ("out", "ckpt_path", "data.init_args.num_workers", "checkpoint_every", "trainer.enable_progress_bar")
-
 
 _USAGE = (
     "headcam fit --config FILE.yaml [--out FOLDER] [--trainer.max_steps N] [--model.KEY VALUE] [--data.KEY VALUE] ..."
@@ -30,83 +39,36 @@ _DESCRIPTION = """Train a model; the same command goes on with a run that was st
 example:
   headcam fit --config configs/ssl/mae_vits16.yaml --data.train='[frames]' --trainer.max_steps=20000 --out runs/first"""
 
+# Runs are counted in steps of an endless loader (see headcam.video.plan), so epochs and their bookkeeping are off.
+_TRAINER_DEFAULTS = {
+    "max_steps": -1,
+    "max_epochs": -1,
+    "logger": False,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 500,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 50,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
 
-def main(arguments: Sequence[str]) -> int:
-    """Train; returns the exit status."""
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    from headcam.runs import MetricsFile
-    from headcam.ssl.objective import Objective
-    from headcam.ssl.precision import resolve_precision
-    from headcam.ssl.run_folder import RunFolder, TrainingProgress, WholeCheckpoints, checkpoints
-    from headcam.video.data_module import FrameDataModule
+class _Parser(LightningArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise _cause(ex) or InputError(_plain(message), "headcam fit --config FILE --print_config shows all keys")
 
-    # Lightning's greetings, tips and advertisements; its warnings stay.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
-    class FitParser(LightningArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise _cause(ex) or InputError(_plain(message), "headcam fit --config FILE --print_config shows all keys")
+class _Fit(LightningCLI):
+    """Lightning's command line with the one verb `fit`; building it parses, builds and trains.
 
-    class Fit(LightningCLI):
-        def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-            kwargs.pop("error_handler", None)
-            parser = FitParser(allow_abbrev=False, **kwargs)
-            parser.add_argument("-c", "--config", action="config", help="YAML file with any of the keys below")
-            return parser
+    Attributes:
+        run: the run folder.
+        run_config: the complete config as YAML, in the form that `headcam fit --config` reads.
+    """
 
-        @staticmethod
-        def subcommands() -> dict[str, set[str]]:
-            return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
-
-        def _parse_ckpt_path(self) -> None:
-            """Lightning would read hyperparameters from the checkpoint here; ours are in the run's config.yaml."""
-
-        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.add_argument(
-                "--out", type=str | None, default=None, help="run folder (default: runs/<config's name>)"
-            )
-            parser.add_argument("--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints")
-
-        def before_instantiate_classes(self) -> None:
-            config = self.config.fit
-            if config.trainer.max_steps is None or config.trainer.max_steps < 1:
-                raise InputError(
-                    f"trainer.max_steps is {config.trainer.max_steps}: a run's length is given in optimizer steps",
-                    "set --trainer.max_steps, for example to 10000",
-                )
-            on_cpu = str(config.trainer.accelerator) == "cpu" or (
-                str(config.trainer.accelerator) == "auto" and not _accelerator_there()
-            )
-            config.trainer.precision, reason = resolve_precision(config.trainer.precision, on_cpu)
-            if reason:
-                print(f"headcam: {reason}", file=sys.stderr)
-            self.run = Path(config.out or _default_out(arguments))
-            self.run_config = yaml.safe_dump(_plain_config(self), sort_keys=False)
-            config.ckpt_path = _checkpoint_to_resume(self.run, self.run_config, config.ckpt_path)
-
-        def instantiate_trainer(self, **kwargs: Any) -> Any:
-            trainer = self.config_init.fit.trainer
-            folder = RunFolder(self.run, self.run_config)
-            every = self.config.fit.checkpoint_every
-            own = [folder, checkpoints(self.run, every)]
-            if trainer.enable_progress_bar is not False:
-                own.append(TrainingProgress(folder))
-            options = {
-                "callbacks": [*own, *_as_list(trainer.callbacks)],
-                "plugins": [WholeCheckpoints(), *_as_list(trainer.plugins)],
-                "default_root_dir": str(self.run),
-            }
-            return super().instantiate_trainer(**options, **kwargs)
-
-    with warnings.catch_warnings():
-        # Advice of Lightning's about loaders and loggers that headcam chose on purpose, and jsonargparse's own future.
-        warnings.filterwarnings("ignore", module=r"lightning\..*|jsonargparse\..*")
-        warnings.filterwarnings("ignore", message=r"(?s).*skip_none parameter was deprecated.*")
-        warnings.filterwarnings("ignore", message=r".*(does not have many workers|You are using `torch.load`).*")
-        cli = _fit(
-            Fit,
+    def __init__(self, arguments: Sequence[str]):
+        self._arguments = arguments
+        super().__init__(
             Objective,
             FrameDataModule,
             subclass_mode_model=True,
@@ -119,18 +81,67 @@ def main(arguments: Sequence[str]) -> int:
             auto_configure_optimizers=False,
             seed_everything_default=0,
             args=["fit", *_with_packaged_configs(arguments)],
-            trainer_defaults={
-                "max_steps": -1,
-                "max_epochs": -1,
-                "logger": False,
-                "check_val_every_n_epoch": None,
-                "val_check_interval": 500,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 50,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-            },
+            trainer_defaults=_TRAINER_DEFAULTS,
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs.pop("error_handler", None)
+        parser = _Parser(allow_abbrev=False, **kwargs)
+        parser.add_argument("-c", "--config", action="config", help="YAML file with any of the keys below")
+        return parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would read hyperparameters from the checkpoint here; ours are in the run's config.yaml."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--out", type=str | None, default=None, help="run folder (default: runs/<config's name>)")
+        parser.add_argument("--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config.fit
+        if config.trainer.max_steps is None or config.trainer.max_steps < 1:
+            raise InputError(
+                f"trainer.max_steps is {config.trainer.max_steps}: a run's length is given in optimizer steps",
+                "set --trainer.max_steps, for example to 10000",
+            )
+        accelerator = str(config.trainer.accelerator)
+        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+        config.trainer.precision, reason = resolve_precision(config.trainer.precision, on_cpu)
+        if reason:
+            print(f"headcam: {reason}", file=sys.stderr)
+        self.run = Path(config.out or _default_out(self._arguments))
+        self.run_config = yaml.safe_dump(_plain_config(self), sort_keys=False)
+        config.ckpt_path = _checkpoint_to_resume(self.run, self.run_config, config.ckpt_path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = self.config_init.fit.trainer
+        folder = RunFolder(self.run, self.run_config)
+        own = [folder, checkpoints(self.run, self.config.fit.checkpoint_every)]
+        if trainer.enable_progress_bar is not False:
+            own.append(TrainingProgress(folder))
+        options = {
+            "callbacks": [*own, *_as_list(trainer.callbacks)],
+            "plugins": [WholeCheckpoints(), *_as_list(trainer.plugins)],
+            "default_root_dir": str(self.run),
+        }
+        return super().instantiate_trainer(**options, **kwargs)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train; returns the exit status."""
+    # Lightning's greetings, tips and advertisements; its warnings stay.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # Advice of Lightning's about loaders and loggers that headcam chose on purpose, and jsonargparse's own future.
+        warnings.filterwarnings("ignore", module=r"lightning\..*|jsonargparse\..*")
+        warnings.filterwarnings("ignore", message=r"(?s).*skip_none parameter was deprecated.*")
+        warnings.filterwarnings("ignore", message=r".*(does not have many workers|You are using `torch.load`).*")
+        cli = _fit(arguments)
         trainer, run = cli.trainer, cli.run
         last = (MetricsFile(run / "metrics.csv").rows() or [{}])[-1]
         validated = "val/loss" in last and int(last["step"]) == trainer.global_step
@@ -145,12 +156,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _fit(cli: Any, *arguments: Any, **options: Any) -> Any:
+def _fit(arguments: Sequence[str]) -> _Fit:
     """Parse, build and train; an error of ours comes out as it was raised, not in jsonargparse's wrapping."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     try:
-        return cli(*arguments, **options)
+        return _Fit(arguments)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down and exits with 1
             raise KeyboardInterrupt from None
@@ -178,7 +187,7 @@ def _cause(error: BaseException | None) -> HeadcamError | None:
     return error
 
 
-def _plain_config(cli: Any) -> dict[str, Any]:
+def _plain_config(cli: LightningCLI) -> dict[str, Any]:
     """The complete config as plain values, in the form that `headcam fit --config` reads."""
     text = cli.parser.dump(cli.config, skip_link_targets=False, skip_none=False, format="yaml")
     return yaml.safe_load(text)["fit"]
@@ -192,8 +201,6 @@ def _checkpoint_to_resume(run: Path, config: str, wanted: str | None) -> str | N
         _check_same(run / "config.yaml", config)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(f"--out {run} is there and holds no run", "choose another folder")
-    from headcam.ssl.weights import open_checkpoint
-
     last = run / "checkpoints" / "last.ckpt"
     checkpoint = wanted or (str(last) if last.exists() else None)
     if checkpoint:
@@ -203,12 +210,6 @@ def _checkpoint_to_resume(run: Path, config: str, wanted: str | None) -> str | N
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
-
-
-def _accelerator_there() -> bool:
-    import torch
-
-    return torch.accelerator.is_available()
 
 
 def _plain(message: str) -> str:
