@@ -31,7 +31,7 @@ def data(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     for name, level in (("dark", 40), ("bright", 200)):
         (root / "pictures" / name).mkdir(parents=True)
-        for k in range(10):
+        for k in range(15):
             picture = np.clip(level + rng.normal(0, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
             cv2.imwrite(str(root / "pictures" / name / f"{k}.png"), picture)
     return root
