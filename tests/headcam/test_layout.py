@@ -179,3 +179,11 @@ def test_a_verb_s_help_loads_no_torch(verb):
         "print(); print(*sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'lightning', 'pyarrow', 'cv2'}))"
     )
     assert run("-c", line).splitlines()[-1] == ""
+
+
+def test_the_lock_pins_every_package_with_hashes_and_names_no_address():
+    lock = (ROOT / "requirements.lock").read_text("utf-8")
+    assert "://" not in lock and "--index" not in lock and "--find-links" not in lock
+    packages = [block for block in lock.replace("\\\n", " ").splitlines() if block and not block.startswith("#")]
+    assert len(packages) > 50
+    assert all("==" in package and "--hash=sha256:" in package for package in packages)

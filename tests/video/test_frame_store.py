@@ -114,6 +114,7 @@ def test_killed_and_started_again_gives_the_same_bytes(indexed, tmp_path):
 
 
 @pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files open
 def test_plain_webdataset_reads_the_shards(indexed, tmp_path):
     webdataset = pytest.importorskip("webdataset")
     store(indexed, tmp_path / "s", processes=2, quiet=True)
