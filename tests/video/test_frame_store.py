@@ -113,7 +113,6 @@ def test_killed_and_started_again_gives_the_same_bytes(indexed, tmp_path):
     assert all(path.stat().st_mtime_ns == made[path] for path in complete)  # only what was left was made
 
 
-@pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files open
 def test_plain_webdataset_reads_the_shards(indexed, tmp_path):
     webdataset = pytest.importorskip("webdataset")
