@@ -33,7 +33,7 @@ from headcam.progress import Progress
 from headcam.randomness import stream
 from headcam.runs import MetricsFile
 from headcam.video.frame_store import store
-from headcam.video.index import index
+from headcam.video.index import index, media_files
 from headcam.video.recordings import read_recordings, usable, write_recordings
 from headcam.video.synthetic.world import render_labelled, render_walks
 
@@ -102,6 +102,8 @@ def demo(
     videos, labelled = (Path(p).expanduser().absolute() if p else None for p in (videos, labelled))
     steps = _steps(minutes)
     _check_places(out, videos, labelled)
+    if videos:
+        media_files(videos)  # a folder without any is refused now, not after the rendering
     _check_labelled(labelled)
     processes = processes or os.cpu_count() or 1
     _claim(

@@ -83,10 +83,8 @@ def index(
         InputError: `folder` is no folder, or holds no video or picture.
         StorageError: `out` cannot be written.
     """
-    folder, out = Path(folder), Path(out)
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"{folder} {what}", "give the folder that holds your videos")
+    out = Path(out)
+    paths, ignored = media_files(folder)
     if out.is_dir():
         raise InputError(f"--out {out} is a folder", "give the name of a file, such as recordings.parquet")
     above = next(p for p in out.absolute().parents if p.exists())
@@ -94,15 +92,6 @@ def index(
         raise InputError(f"--out {out} would lie in {above}, which is no folder", "choose another place")
     if not timeout_s > 0:
         raise InputError(f"timeout_s is {timeout_s}", "use a number of seconds above 0")
-    paths, ignored = [], 0
-    for path in _walk(folder.resolve()):
-        if is_media(path):
-            paths.append(path)
-        else:
-            ignored += 1
-    if not paths:
-        others = f" among its {ignored} files" if ignored else ""
-        raise InputError(f"{folder} holds no video or picture{others}", "give the folder that holds your videos")
 
     keys = [_key(path) for path in paths]
     with _Journal(out, full_hash) as journal:
@@ -122,6 +111,28 @@ def index(
         write_recordings(table, out, {_MODIFIED: json.dumps([key[2] for key in keys])})
         journal.finish()
     return IndexResult(table, ignored)
+
+
+def media_files(folder: str | os.PathLike) -> tuple[list[str], int]:
+    """Paths of the videos and pictures under `folder`, in sorted order, and how many other files there are.
+
+    Raises:
+        InputError: `folder` is no folder, or holds no video or picture.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {what}", "give the folder that holds your videos")
+    paths, ignored = [], 0
+    for path in _walk(folder.resolve()):
+        if is_media(path):
+            paths.append(path)
+        else:
+            ignored += 1
+    if not paths:
+        others = f" among its {ignored} files" if ignored else ""
+        raise InputError(f"{folder} holds no video or picture{others}", "give the folder that holds your videos")
+    return paths, ignored
 
 
 def _useful(processes: int | None, tasks: int) -> int | None:
