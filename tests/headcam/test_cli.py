@@ -97,7 +97,6 @@ def test_python_m_headcam_shows_one_line_and_on_demand_a_traceback(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(signal, "SIGINT"), reason="needs POSIX signals")
 def test_ctrl_c_in_training_is_status_130_and_the_same_command_goes_on(fit_config, tmp_path):
     """Lightning catches the interrupt and exits with 1; a script could not tell that from a failure."""
     run = tmp_path / "run"
