@@ -6,10 +6,13 @@ assumed from the platform's name.
 
 import os
 import platform
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
+from types import ModuleType
 
 from headcam import __version__
 from headcam.errors import MissingPackage
@@ -94,10 +97,21 @@ def examine() -> list[Finding]:
     findings += [
         Finding("attention", "scaled_dot_product_attention", f"torch {torch.__version__}", True, True),
         _attention(),
-        _decoder("pyav", "av", needed=True),
+        _decoder("pyav", "av", "pip install av", _of_pyav, needed=True),
         _decoder(
-            "decord", "decord", fix="Linux x86-64: pip install decord; elsewhere decord2 has the same import name"
+            "decord",
+            "decord",
+            "Linux x86-64: pip install decord; elsewhere decord2 has the same import name",
+            lambda decord: decord.__version__,
         ),
+        _decoder(
+            "torchcodec",
+            "torchcodec",
+            "pip install 'headcam[torchcodec]', and FFmpeg's shared libraries: apt or conda install ffmpeg",
+            _of_torchcodec,
+        ),
+        _decoder("opencv", "cv2", "pip install opencv-python-headless", _of_opencv),
+        _package("ray", part="many machines", fix="only --engine ray needs it: pip install 'headcam[ray]'"),
         _package("simplejpeg", part="pictures", needed=True),
         _package("opencv-python-headless", part="pictures", needed=True),
         _package("webdataset", part="pictures", needed=True),
@@ -112,24 +126,39 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _package(name: str, part: str = "training", needed: bool = False) -> Finding:
+def _package(name: str, part: str = "training", needed: bool = False, fix: str = "") -> Finding:
     version = _version(name)
-    return Finding(part, name, version or "missing", version is not None, needed, f"pip install {name}")
+    return Finding(part, name, version or "missing", version is not None, needed, fix or f"pip install {name}")
 
 
-def _decoder(backend: str, module: str, needed: bool = False, fix: str = "") -> Finding:
-    """A decoder counts as there when it imports: wheels for another system install and then fail."""
+def _decoder(
+    backend: str, module: str, fix: str, describe: Callable[[ModuleType], str], needed: bool = False
+) -> Finding:
+    """A decoder counts as there when it loads: wheels for another system, or without their libraries, install too."""
     if find_spec(module) is None:
-        return Finding("decoders", backend, "missing", False, needed, fix or f"pip install {module}")
+        return Finding("decoders", backend, "missing", False, needed, fix)
     try:
-        imported = __import__(module)
-    except Exception as error:
-        return Finding("decoders", backend, f"does not import: {error}", False, needed, fix)
-    text = getattr(imported, "__version__", "unknown version")
-    if module == "av":
-        libraries = imported.library_versions
-        text += f" (libavcodec {'.'.join(map(str, libraries['libavcodec']))})"
-    return Finding("decoders", backend, text, True, needed)
+        return Finding("decoders", backend, describe(import_module(module)), True, needed)
+    except Exception as error:  # a broken install raises more than ImportError
+        return Finding("decoders", backend, f"does not load: {' '.join(str(error).split())[:160]}", False, needed, fix)
+
+
+def _of_pyav(av: ModuleType) -> str:
+    libavcodec = ".".join(map(str, av.library_versions["libavcodec"]))
+    return f"{av.__version__} (FFmpeg {av.ffmpeg_version_info}, libavcodec {libavcodec})"
+
+
+def _of_torchcodec(torchcodec: ModuleType) -> str:
+    if torchcodec.ffmpeg_major_version is None:  # recent versions import without them
+        raise RuntimeError(f"{torchcodec.__version__} finds no FFmpeg libraries on this system that it can use")
+    return f"{torchcodec.__version__} (FFmpeg {torchcodec.ffmpeg_major_version} of this system)"
+
+
+def _of_opencv(cv2: ModuleType) -> str:
+    libavcodec = re.search(r"avcodec:\s+YES \((\S+)\)", cv2.getBuildInformation())
+    if not libavcodec:
+        raise RuntimeError(f"{cv2.__version__} is built without FFmpeg")
+    return f"{cv2.__version__} (libavcodec {libavcodec[1]})"
 
 
 def _attention() -> Finding:
