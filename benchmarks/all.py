@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"all.py", "harness.py"}
+NOT_BENCHMARKS = {"all.py", "footage.py", "harness.py"}
 
 
 def main() -> int:

@@ -12,7 +12,8 @@ A benchmark is a script that defines one function per ratio and ends with `main`
 A ratio is the peer's time over ours on the same work: above 1 we are faster. After one warm-up of each, the two sides
 take turns, A B then B A, and the ratio of every round is kept: what disturbs a shared machine for longer than a round
 then disturbs both. The bar is held against the median over rounds: of CPU time (user and system, finished child
-processes included) where both sides run on one thread, of wall time otherwise. How closely the two sides agree is
+processes included) where both sides run on one thread, of wall time otherwise. `bench.compare_memory` compares MiB
+instead, which each side measures in a process of its own. How closely the two sides agree is
 measured before they are timed; out of bounds, the bar does not hold whatever the speed. Exit status is 0 either way.
 """
 
@@ -36,7 +37,7 @@ _FULL_SECONDS = 300.0
 _LEAST_ROUNDS = 3  # below this a median says nothing, so they are run whatever the time
 _LEAST_TURN = 0.2  # seconds; shorter work is repeated within a turn
 
-Clock = Literal["cpu", "wall"]
+Clock = Literal["cpu", "wall", "memory"]  # what is compared
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,14 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Measured:
-    """A ratio that was run. Times are the medians in seconds per item; `ratios` and `other` are per round."""
+    """A ratio that was run. `ours` and `peer` are medians, in seconds per item or in MiB; `ratios` are per round."""
 
     bar: float
     clock: Clock
     ours: float
     peer: float
     ratios: list[float]
-    other: list[float]  # by the other clock
+    other: list[float]  # by the other clock; empty for memory
     unit: str
     fidelity: dict[str, Fidelity]
 
@@ -92,8 +93,9 @@ class Measured:
             "holds": self.holds,
             "clock": self.clock,
             "rounds": len(self.ratios),
-            f"{_other(self.clock)}_median": round(statistics.median(self.other), 3),
         }
+        if self.other:
+            out[f"{_other(self.clock)}_median"] = round(statistics.median(self.other), 3)
         if self.fidelity:
             out["fidelity"] = {name: f.as_json() for name, f in self.fidelity.items()}
         return out
@@ -162,6 +164,28 @@ class Bench:
             peer=times["peer"],
             ratios=ratios[self.clock],
             other=ratios[_other(self.clock)],
+            unit=unit,
+            fidelity=fidelity or {},
+        )
+
+    def compare_memory(
+        self,
+        ours: Callable[[], float],
+        peer: Callable[[], float],
+        *,
+        bar: float,
+        unit: str,
+        fidelity: dict[str, Fidelity] | None = None,
+    ) -> Measured:
+        """Compare MiB: each call of a side does the work in a fresh process and returns what it took."""
+        rounds = [(ours(), peer()) for _ in range(_LEAST_ROUNDS)]  # sizes repeat, so more would tell nothing
+        return Measured(
+            bar=bar,
+            clock="memory",
+            ours=statistics.median(mine for mine, _ in rounds),
+            peer=statistics.median(theirs for _, theirs in rounds),
+            ratios=[theirs / mine for mine, theirs in rounds],
+            other=[],
             unit=unit,
             fidelity=fidelity or {},
         )
@@ -244,24 +268,25 @@ def _table(results: dict[str, Result]) -> str:
             notes.append(f"{name}: {result.why}")
             continue
         ratio = f"{result.median:.2f} [{min(result.ratios):.2f}, {max(result.ratios):.2f}]"
-        unit = f"ms of {result.clock} a {result.unit}"
+        scale, unit = (1, "MiB, ") if result.clock == "memory" else (1e3, f"ms of {result.clock} a ")
         holds = "yes" if result.holds else "NO"
         rows.append(
             (
                 name,
-                f"{1e3 * result.ours:.3g}",
-                f"{1e3 * result.peer:.3g}",
-                unit,
+                f"{scale * result.ours:.3g}",
+                f"{scale * result.peer:.3g}",
+                unit + result.unit,
                 ratio,
                 result.clock,
                 f"{result.bar:g}",
                 holds,
             )
         )
-        notes.append(
-            f"{name}: {_other(result.clock)} ratio {statistics.median(result.other):.2f} "
-            f"[{min(result.other):.2f}, {max(result.other):.2f}], {len(result.ratios)} rounds"
-        )
+        if result.other:
+            notes.append(
+                f"{name}: {_other(result.clock)} ratio {statistics.median(result.other):.2f} "
+                f"[{min(result.other):.2f}, {max(result.other):.2f}], {len(result.ratios)} rounds"
+            )
         for what, f in result.fidelity.items():
             bounds = " and ".join(
                 f"{word} {bound:g}"

@@ -23,14 +23,15 @@ import cv2
 import numpy as np
 import simplejpeg
 import torch
+from footage import texture
 from harness import Bench, Fidelity, Measured, main
 from torchvision import transforms as peers
 from torchvision.datasets import ImageFolder
 
 from headcam.files import recording_id
 from headcam.randomness import stream
-from headcam.video.frame_store import FrameStore, store
 from headcam.video.index import index
+from headcam.video.stores.frame_store import FrameStore, store
 from headcam.video.transforms import IMAGENET_MEAN, IMAGENET_STD, Box, crop_box, decode_crop, normalize
 
 _FRAMES = 16
@@ -181,17 +182,6 @@ def natural_frames(count: int) -> list[np.ndarray]:
         noise = rng.standard_normal(image.shape, dtype=np.float32)
         frames.append(np.clip(image + 1.6 * noise, 0, 255).astype(np.uint8))
     return frames
-
-
-def texture(rng: np.random.Generator) -> np.ndarray:
-    """(1024, 2048, 3) uint8 with amplitude 1/f^1.3 and mostly luma contrast."""
-    height, width = 1024, 2048
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    frequency[0, 0] = np.inf
-    planes = np.fft.irfft2(np.exp(2j * np.pi * rng.random((3, *frequency.shape))) / frequency**1.3, (height, width))
-    planes /= planes.std(axis=(1, 2), keepdims=True)
-    luma, blue, red = planes
-    return np.clip(np.stack([luma + 0.25 * red, luma, luma + 0.25 * blue], axis=-1) * 45 + 120, 0, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 from PIL import Image
@@ -61,29 +62,45 @@ def read_metadata(path: str | os.PathLike) -> Metadata:
     return _picture_metadata(path) if is_picture(path) else _video_metadata(path)
 
 
-def open_video(path: str | os.PathLike) -> tuple["av.container.InputContainer", "av.video.stream.VideoStream"]:
+def source_name(source: str | os.PathLike | BinaryIO) -> str:
+    """What messages call a source: its path, an open file's own name, or `<memory>`."""
+    return os.fsdecode(source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "<memory>"))
+
+
+def open_video(
+    source: str | os.PathLike | BinaryIO,
+) -> tuple["av.container.InputContainer", "av.video.stream.VideoStream"]:
     """Open a file for demuxing and choose its video stream: the largest picture, the first of equals, no cover art.
 
+    Args:
+        source: path of the file, or a binary file object that can seek; it is read from its start and stays open.
     Raises:
         DecodeError: the file cannot be opened or holds no video.
     """
+    name = source_name(source)
     try:
-        container = av.open(os.fspath(path), metadata_errors="ignore")
+        if isinstance(source, (str, os.PathLike)):
+            source = os.fspath(source)
+        else:
+            source.seek(0)
+        container = av.open(source, metadata_errors="ignore")
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError(f"{path} cannot be opened: {one_line(error)}", "repair or remove the file") from error
-    streams = [s for s in container.streams.video if not _is_cover(s, container)]
+        raise DecodeError(f"{name} cannot be opened: {one_line(error)}", "repair or remove the file") from error
+    # A stream whose codec FFmpeg does not know has no codec context, and PyAV then none of its attributes.
+    known = [s for s in container.streams.video if s.codec_context is not None]
+    streams = [s for s in known if not _is_cover(s, known)]
     if not streams:
         found = ", ".join(sorted({s.type for s in container.streams})) or "none"
         container.close()
-        raise DecodeError(f"{path} has no video stream (streams: {found})", "give a file with pictures")
+        raise DecodeError(f"{name} has no video stream (streams: {found})", "give a file with pictures")
     return container, max(streams, key=lambda s: ((s.width or 0) * (s.height or 0), -s.index))
 
 
-def _is_cover(stream: "av.video.stream.VideoStream", container: "av.container.InputContainer") -> bool:
+def _is_cover(stream: "av.video.stream.VideoStream", streams: "list[av.video.stream.VideoStream]") -> bool:
     disposition = getattr(stream, "disposition", None)  # PyAV 14.0 has none
     if disposition is not None:
         return bool(disposition & type(disposition).attached_pic)
-    others = [s for s in container.streams.video if s.index != stream.index]
+    others = [s for s in streams if s.index != stream.index]
     return stream.codec_context.name in _STILL_CODECS and any(s.codec_context.name not in _STILL_CODECS for s in others)
 
 
@@ -95,15 +112,22 @@ def codec_name(stream: "av.video.stream.VideoStream") -> str:
     )
 
 
-def clockwise_rotation(frame: av.VideoFrame) -> int:
+def clockwise_rotation(frame: av.VideoFrame, path: str | os.PathLike) -> int:
     """Degrees (0, 90, 180 or 270) that a decoded frame is to be turned clockwise by to be upright.
 
     From the display matrix (libavutil/display.h). Mirroring is not undone (no decoder compared does it), other angles
     go to the nearest right angle.
+
+    Raises:
+        DecodeError: PyAV 14.0 cannot tell: frames of stereo HEVC have side data that it does not know. Names `path`.
     """
     counter_clockwise = getattr(frame, "rotation", None)
     if counter_clockwise is None:  # PyAV 14.0 hands out the matrix only
-        matrix = next((d for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
+        try:
+            matrix = next((d for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
+        except ValueError as error:
+            problem = f"{path}: PyAV {av.__version__} cannot tell which way up its pictures are ({one_line(error)})"
+            raise DecodeError(problem, "pip install --upgrade av") from error
         a, b = struct.unpack_from("=2i", bytes(matrix)) if matrix is not None else (1, 0)
         counter_clockwise = -math.degrees(math.atan2(b, a))
     return round(-counter_clockwise / 90) % 4 * 90
@@ -146,7 +170,7 @@ def _video_metadata(path: str | os.PathLike) -> Metadata:
         codec=codec,
         width=first.width,
         height=first.height,
-        rotation=clockwise_rotation(first),
+        rotation=clockwise_rotation(first, path),
         fps_num=frame_rate.numerator,
         fps_den=frame_rate.denominator,
         time_base_num=time_base.numerator,
@@ -160,7 +184,7 @@ def _video_metadata(path: str | os.PathLike) -> Metadata:
 
 def _first_frame(path: str | os.PathLike) -> av.VideoFrame:
     container, stream = open_video(path)
-    stream.thread_count = 1
+    stream.thread_count = 1  # PyAV 14.0 hangs where one of several threads has something to log
     trouble = None
     with container:
         try:

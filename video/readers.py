@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import BinaryIO
 
 import numpy as np
 
@@ -24,11 +25,13 @@ from headcam.video.metadata import is_picture
 
 # backend -> (module, class); imported when asked for
 BACKENDS: dict[str, tuple[str, str]] = {
-    "pyav": ("headcam.video.readers_pyav", "PyAVReader"),
-    "decord": ("headcam.video.readers_decord", "DecordReader"),
+    "pyav": ("headcam.video.decoding.pyav", "PyAVReader"),
+    "decord": ("headcam.video.decoding.decord", "DecordReader"),
+    "torchcodec": ("headcam.video.decoding.torchcodec", "TorchcodecReader"),
+    "opencv": ("headcam.video.decoding.opencv", "OpenCVReader"),
 }
 END_TOLERANCE_S = 0.2  # containers round, and often err about how long the last frame lasts
-_PICTURES = ("headcam.video.readers_image", "ImageReader")
+_PICTURES = ("headcam.video.decoding.still", "ImageReader")
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Reader(ABC):
 
 
 def open_reader(
-    path: str | os.PathLike,
+    source: str | os.PathLike | BinaryIO,
     backend: str = "pyav",
     *,
     threads: int = 1,
@@ -117,12 +120,12 @@ def open_reader(
     """Open a video, or a still picture (which any time from 0 on shows), for reading.
 
     Args:
-        path: the file.
-        backend: `pyav` or `decord`; a still picture is read by Pillow whichever is named.
+        source: path of the file; or, for the backend `pyav`, a binary file object that can seek.
+        backend: `pyav`, `decord`, `torchcodec` or `opencv`; a still picture is read by Pillow whichever is named.
         threads: decoder threads; 1 is best where many readers run side by side.
         short_side: scale frames (area averaging, never enlarging) so that their shorter side has so many pixels.
         keyframes: pts where decoding can start, ascending (column `keyframes` of the index): lets the reader seek
-            exactly when, and only when, it skips work.
+            exactly when, and only when, it skips work. Used by `pyav`; the others find them by themselves.
     Raises:
         DecodeError: no picture can be had from this file by this backend.
         MissingPackage: the backend's package is not installed.
@@ -131,9 +134,18 @@ def open_reader(
         raise InputError(f"{backend!r} is not a reader backend", f"use one of {', '.join(BACKENDS)}")
     if short_side is not None and short_side < 1:
         raise InputError(f"short_side is {short_side}", "use at least 1 pixel")
-    module, name = _PICTURES if is_picture(path) else BACKENDS[backend]
+    if not isinstance(source, (str, os.PathLike)):
+        if backend != "pyav":
+            raise InputError(
+                f"the reader backend {backend} reads a file by its path, not an open file object",
+                "use the backend pyav",
+            )
+        path, chosen = source, BACKENDS[backend]
+    else:
+        path, chosen = os.fspath(source), _PICTURES if is_picture(source) else BACKENDS[backend]
+    module, name = chosen
     reader = getattr(importlib.import_module(module), name)
-    return reader(os.fspath(path), threads=threads, short_side=short_side, keyframes=keyframes)
+    return reader(path, threads=threads, short_side=short_side, keyframes=keyframes)
 
 
 def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:

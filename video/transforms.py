@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from headcam.errors import DecodeError, InputError
 
@@ -182,8 +182,10 @@ def _decode_by_pillow(data: bytes, name: str) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     # Pillow's readers raise SyntaxError for damaged headers of PNG and others.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow would name the place in memory, which is another one in every run.
+        reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DecodeError(
-            f"{name} ({len(data)} bytes) could not be decoded: {error}", "replace the file, or leave it out"
+            f"{name} ({len(data)} bytes) could not be decoded: {reason}", "replace the file, or leave it out"
         ) from error
 
 

@@ -42,15 +42,17 @@ def _write_video(
     bframes: int = 2,
     options: dict[str, str] | None = None,
     codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    muxer: dict[str, str] | None = None,
     clockwise: int = 0,
     first_number: int = 0,
 ) -> Path:
     """Write `frames` numbered pictures; `pts` in `time_base` (default: 0, 1, 2 ... at `rate`). Stored rotated so that
-    a display matrix of `clockwise` degrees makes them upright."""
+    a display matrix of `clockwise` degrees makes them upright. `options` are the encoder's, `muxer` the container's."""
     width, height = size if clockwise % 180 == 0 else size[::-1]
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.gop_size = gop
         stream.codec_context.time_base = time_base or 1 / Fraction(rate)
         x264 = {"x264-params": f"bframes={bframes}:scenecut=0:b-adapt=0", "crf": "20", "preset": "fast"}

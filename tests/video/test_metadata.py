@@ -1,6 +1,7 @@
 """Facts of a file: exact on generated videos, and the reference values of the shared odd ones."""
 
 import csv
+import io
 from fractions import Fraction
 
 import av
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from headcam.errors import DecodeError
-from headcam.video.metadata import is_media, is_picture, read_metadata
+from headcam.video.metadata import clockwise_rotation, is_media, is_picture, open_video, read_metadata
 
 EXPECTED = {  # name: codec, stored size, rotation, rate, start, duration
     "plain": ("h264", 96, 64, 0, Fraction(10), 0.0, 4.0),
@@ -75,6 +76,28 @@ def test_the_largest_video_stream_is_chosen_and_sound_is_no_video(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(DecodeError, match=r"sound.mp4 has no video stream \(streams: audio\)"):
         read_metadata(sound)
+
+
+def test_an_open_file_is_read_from_its_start_and_stays_open(videos):
+    file = io.BytesIO(videos["plain"].read_bytes())
+    for _ in range(2):
+        file.seek(0, io.SEEK_END)
+        container, stream = open_video(file)
+        with container:
+            assert len([p for p in container.demux(stream) if p.size]) == 40
+        assert not file.closed
+    with open(__file__, "rb") as file, pytest.raises(DecodeError, match=r"test_metadata.py cannot be opened: Invalid"):
+        open_video(file)
+
+
+def test_a_rotation_that_cannot_be_read_is_not_taken_for_none():
+    class Stereo:  # as PyAV 14.0 gives it
+        @property
+        def side_data(self):
+            raise ValueError("29 is not a valid Type")
+
+    with pytest.raises(DecodeError, match=r"walk.mov: PyAV .* cannot tell which way up .* Fix: pip install"):
+        clockwise_rotation(Stereo(), "walk.mov")
 
 
 def test_media_go_by_their_ending():
