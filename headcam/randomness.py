@@ -7,6 +7,7 @@ or processes, not on the order of calls, not on other choices. The generator is 
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -65,3 +66,18 @@ def _mix(x: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def hashed(columns: Sequence[np.ndarray], seed: int, purpose: str) -> np.ndarray:
+    """A keyed pseudo-random number for each row of some integer columns: equal rows get equal numbers, wherever.
+
+    Args:
+        columns: at least one array (n,) of integers of at most 64 bits.
+    Returns:
+        (n,) uint64, uniform over all 64-bit numbers.
+    """
+    start, end = (np.uint64(word) for word in _key(seed, f"hash:{purpose}"))
+    value = np.full(len(columns[0]), start)
+    for column in columns:
+        value = _mix(value ^ column.astype(np.uint64)) ^ start
+    return _mix(value ^ end)

@@ -22,6 +22,8 @@ from headcam.errors import DecodeError, InputError
 from headcam.files import recording_id, sha256_file, storage_errors
 from headcam.progress import Progress
 from headcam.video.metadata import is_media, one_line, read_metadata
+from headcam.video.provenance import Matches, Provenance
+from headcam.video.recording_index import write_companion
 from headcam.video.recordings import (
     DUPLICATE,
     OK,
@@ -39,10 +41,11 @@ _MODIFIED = "headcam.modified_ns"  # in the file's metadata: mtime a row, to kno
 
 @dataclass(frozen=True)
 class IndexResult:
-    """What `index` found: the table as written, and how many files of other kinds it passed over."""
+    """What `index` found: the table as written, files of other kinds passed over, and what names and CSV matched."""
 
     table: pa.Table
     ignored: int
+    matches: Matches
 
     @property
     def statuses(self) -> Counter:
@@ -60,6 +63,9 @@ def index(
     folder: str | os.PathLike,
     out: str | os.PathLike,
     *,
+    names: str = "folders",
+    metadata: str | os.PathLike | None = None,
+    engine: str = "local",
     processes: int | None = None,
     full_hash: bool = False,
     timeout_s: float = 60.0,
@@ -74,13 +80,17 @@ def index(
     Args:
         folder: where to look, recursively.
         out: Parquet file to write. An existing index there is brought up to date: unchanged files (path, size and
-            time of change) keep their rows, unreadable ones are tried again.
+            time of change) keep what was found, unreadable ones are tried again. Who, when and where is filled in
+            anew each time, from `names` and `metadata` as given now.
+        names: convention that the files' names follow (`headcam.video.provenance.NAMES`).
+        metadata: CSV with what the names do not tell (`headcam.video.provenance.Provenance`), or None.
+        engine: what runs the worker processes (`headcam.video.workers.ENGINES`).
         processes: worker processes; None for one a processor. The output does not depend on it.
         full_hash: also hash all bytes of each file (column `hash`).
         timeout_s: seconds that one file may take; one more is granted for every 10 MB.
         quiet: show no progress.
     Raises:
-        InputError: `folder` is no folder, or holds no video or picture.
+        InputError: `folder` is no folder, or holds no video or picture; `names` or `metadata` cannot be used.
         StorageError: `out` cannot be written.
     """
     out = Path(out)
@@ -92,6 +102,7 @@ def index(
         raise InputError(f"--out {out} would lie in {above}, which is no folder", "choose another place")
     if not timeout_s > 0:
         raise InputError(f"timeout_s is {timeout_s}", "use a number of seconds above 0")
+    provenance = Provenance(paths, Path(folder), names, metadata)
 
     keys = [_key(path) for path in paths]
     with _Journal(out, full_hash) as journal:
@@ -100,17 +111,23 @@ def index(
         key_of = {key[0]: key for key in keys}
         with Progress("indexing", total=len(todo), unit="files", quiet=quiet) as progress:
             for (path, size, _), row in run_tasks(
-                _examine, todo, _useful(processes, len(todo)), lambda task, _: timeout_s + task[1] / _BYTES_PER_SECOND
+                _examine,
+                todo,
+                _useful(processes, len(todo)),
+                lambda task, _: timeout_s + task[1] / _BYTES_PER_SECOND,
+                engine=engine,
             ):
                 if isinstance(row, Lost):
                     row = _unreadable(path, size, row.reason)
                 rows[key_of[path]] = row
                 journal.append(key_of[path], row)
                 progress.advance(current=Path(path).name)
-        table = recordings_table(_mark_duplicates([rows[key] for key in keys]))
+        facts, matches = provenance.facts([rows[key]["recording"] for key in keys])
+        table = recordings_table(_mark_duplicates([rows[key] | known for key, known in zip(keys, facts)]))
         write_recordings(table, out, {_MODIFIED: json.dumps([key[2] for key in keys])})
         journal.finish()
-    return IndexResult(table, ignored)
+    write_companion(table, out)
+    return IndexResult(table, ignored, matches)
 
 
 def media_files(folder: str | os.PathLike) -> tuple[list[str], int]:

@@ -7,7 +7,7 @@ covers what was recorded and never where the files lie, so moved videos keep the
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,8 @@ from headcam.errors import InputError
 from headcam.files import atomic_file
 
 CONTRACT = "recordings"
-VERSION = 1
+VERSION = 2
+_OLDER = (1,)  # versions that are still read: 1 had neither session nor camera
 
 OK = "ok"
 UNREADABLE = "unreadable"
@@ -42,10 +43,12 @@ SCHEMA = pa.schema(
         ("time_base_num", pa.int64()),
         ("time_base_den", pa.int64()),
         ("hash", pa.string()),  # SHA-256 of all bytes, where asked for
-        ("source", pa.string()),
+        ("source", pa.string()),  # this and the next five: headcam.video.provenance; null where unknown
         ("wearer", pa.string()),
-        ("age_days", pa.float64()),
+        ("age_days", pa.float64()),  # of the wearer
         ("recorded_on", pa.date32()),
+        ("session", pa.string()),  # recordings that belong together, such as those of one day of one child
+        ("camera", pa.string()),
         ("status", pa.string()),  # ok, unreadable, duplicate, quarantined
         ("reason", pa.string()),  # one line, empty where all is well
     ]
@@ -72,7 +75,13 @@ def write_recordings(table: pa.Table, path: str | os.PathLike, extra: Mapping[st
 
 
 def read_recordings(path: str | os.PathLike) -> pa.Table:
-    """The recordings table in a file that `headcam index` wrote; `InputError` where it is none, or another version."""
+    """The recordings table in a file that `headcam index` wrote.
+
+    A table of version 1 is read with nulls in the columns that came later.
+
+    Raises:
+        InputError: there is none, or it is of a version that this headcam does not know.
+    """
     try:
         table = pq.read_table(os.fspath(path), partitioning=None)
     except FileNotFoundError as error:
@@ -81,20 +90,32 @@ def read_recordings(path: str | os.PathLike) -> pa.Table:
         raise InputError(
             f"{path} is not a Parquet file that can be read: {error}", "give the file that headcam index wrote"
         ) from error
-    check_contract(path, table.schema.metadata, CONTRACT, VERSION, "headcam index")
-    return table.cast(SCHEMA).replace_schema_metadata(table.schema.metadata)
+    metadata = table.schema.metadata
+    check_contract(path, metadata, CONTRACT, VERSION, "headcam index", older=_OLDER)
+    for name in SCHEMA.names:
+        if name not in table.schema.names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+    return table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(metadata)
 
 
 def check_contract(
-    path: str | os.PathLike, metadata: Mapping[bytes, bytes] | None, contract: str, version: int, maker: str
+    path: str | os.PathLike,
+    metadata: Mapping[bytes, bytes] | None,
+    contract: str,
+    version: int,
+    maker: str,
+    older: Collection[int] = (),
 ) -> None:
-    """Raise `InputError` unless Parquet `metadata` names `contract` in `version`, as the command `maker` writes it."""
+    """Raise `InputError` unless Parquet `metadata` names `contract` as the command `maker` writes it.
+
+    Its version must be `version` or one of the `older` ones that the caller can still read.
+    """
     found = (metadata or {}).get(b"headcam.contract", b"").decode()
     if found != contract:
         kind = f"holds {found!r}" if found else "was not written by headcam"
         raise InputError(f"{path} is no {contract} table: it {kind}", f"give a file that {maker} wrote")
     found_version = (metadata or {}).get(b"headcam.version", b"?").decode()
-    if found_version != str(version):
+    if found_version not in {str(v) for v in (version, *older)}:
         raise InputError(
             f"{path} is a {contract} table of version {found_version}, this headcam reads version {version}",
             f"make it again with {maker}, or use the headcam that wrote it",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from headcam.randomness import permuted, stream
+from headcam.randomness import hashed, permuted, stream
 
 
 def test_golden_values_of_the_streams():
@@ -85,3 +85,17 @@ def test_positions_outside_are_refused():
     for positions in ([-1], [10]):
         with pytest.raises(ValueError, match=r"must lie in \[0, 10\)"):
             permuted(np.array(positions), 10, 0, "x")
+
+
+def test_hashes_of_rows_are_uniform_and_depend_on_every_column_the_seed_and_the_purpose():
+    rows = np.arange(20_000, dtype=np.int64)
+    value = hashed([rows % 100, rows // 100], 0, "x")
+    assert value.dtype == np.uint64 and len(np.unique(value)) == 20_000
+    assert 1e-4 < stats.kstest(value / 2.0**64, "uniform").pvalue
+    shuffled = rows[::-1]
+    np.testing.assert_array_equal(hashed([shuffled % 100, shuffled // 100], 0, "x"), value[::-1])
+    others = [hashed([rows % 100, rows // 100], 1, "x"), hashed([rows % 100, rows // 100], 0, "y")]
+    others += [hashed([rows // 100, rows % 100], 0, "x"), hashed([rows % 100, rows // 100 + 1], 0, "x")]
+    for other in others:
+        assert (other == value).sum() < 3 + 200  # swapped columns agree where both are equal
+        assert abs(stats.spearmanr(other, value).statistic) < 0.04

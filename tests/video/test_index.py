@@ -14,7 +14,8 @@ from PIL import Image
 from headcam.cli import main
 from headcam.errors import InputError
 from headcam.video.index import index
-from headcam.video.recordings import read_recordings
+from headcam.video.recording_index import RecordingIndex
+from headcam.video.recordings import read_recordings, recordings_hash
 from headcam.video.workers import run_tasks
 
 
@@ -66,7 +67,7 @@ def test_every_file_gets_a_row_and_bad_ones_a_reason(folder, tmp_path):
     assert rows["walk.mp4"]["recording"] == rows["b/again.mp4"]["recording"]
     assert all("\n" not in row["reason"] and bool(row["reason"]) == (row["status"] != "ok") for row in rows.values())
     assert result.ignored == 1 and result.hours == pytest.approx(8 / 3600, rel=1e-3)
-    assert os.listdir(tmp_path / "out") == ["r.parquet"]
+    assert sorted(os.listdir(tmp_path / "out")) == [".r.parquet.arrow", "r.parquet"]
 
 
 def test_processes_do_not_matter_and_a_second_run_is_the_same_without_work(folder, tmp_path, monkeypatch):
@@ -113,9 +114,9 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path, videos):
     seen = []
     real = run_tasks
 
-    def counting(function, tasks, *rest):
+    def counting(function, tasks, *rest, **options):
         seen.extend(tasks)
-        return real(function, tasks, *rest)
+        return real(function, tasks, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headcam.video.index.run_tasks", counting)
@@ -123,6 +124,37 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path, videos):
     assert len(seen) == 60 - done  # only what was left
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not journal.exists()
+
+
+def test_names_and_metadata_can_change_without_looking_at_files_again(tmp_path, videos, monkeypatch, capsys):
+    folder, out = tmp_path / "media", tmp_path / "r.parquet"
+    folder.mkdir()
+    shutil.copy(videos["plain"], folder / "S_20130417_0600_01.mp4")
+    shutil.copy(videos["bframes"], folder / "walk.mp4")
+    told = ("source", "wearer", "age_days", "session", "camera")
+
+    def facts():
+        return {name: [row[k] for k in told] for name, row in rows_by_name(read_recordings(out), folder).items()}
+
+    command = ["index", str(folder), "--out", str(out), "--processes", "1", "--quiet"]
+    assert main(command) == 0
+    assert facts() == {name: ["media", *[None] * 4] for name in ("S_20130417_0600_01.mp4", "walk.mp4")}
+    before = recordings_hash(read_recordings(out))
+    monkeypatch.setattr("headcam.video.workers._Worker", lambda *_: pytest.fail("examined a file again"))
+    (tmp_path / "m.csv").write_text("path,wearer,age_days,camera\nwalk.mp4,A,12,GoPro\ngone.mp4,A,13,GoPro\n")
+    capsys.readouterr()
+    assert main([*command, "--names", "saycam", "--metadata", str(tmp_path / "m.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "names: 1 of 2 files follow saycam, the others are unknown" in said
+    assert "metadata: 1 of 2 files have a row; 1 rows have no file, such as gone.mp4" in said
+    assert facts() == {
+        "S_20130417_0600_01.mp4": ["saycam", "S", 182.0, "S_20130417", None],
+        "walk.mp4": [None, "A", 12.0, None, "GoPro"],
+    }
+    assert recordings_hash(read_recordings(out)) == before
+    assert RecordingIndex.open(out).table["wearer"].to_pylist() == ["S", "A"]  # the loaders' copy follows
+    assert main([*command, "--names", "sycam"]) == 2
+    assert "names 'sycam' is no convention of file names. Fix: use one of folders, saycam" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line_that_names_it(tmp_path, folder, capsys):

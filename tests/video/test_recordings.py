@@ -43,8 +43,23 @@ def test_other_files_and_versions_are_refused_by_name(tmp_path):
     write_recordings(recordings_table(ROWS), path)
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"headcam.version": b"7"}), path)
-    with pytest.raises(InputError, match="version 7, this headcam reads version 1"):
+    with pytest.raises(InputError, match="version 7, this headcam reads version 2"):
         read_recordings(path)
+
+
+def test_a_table_of_version_1_is_read_with_nulls(tmp_path):
+    path = tmp_path / "r.parquet"
+    write_recordings(recordings_table(ROWS), path)
+    table = pq.read_table(path).drop_columns(["session", "camera"])
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"headcam.version": b"1"}), path)
+    read = read_recordings(path)
+    assert read.schema.equals(SCHEMA) and read.to_pylist() == recordings_table(ROWS).to_pylist()
+    assert recordings_hash(read) == recordings_hash(recordings_table(ROWS))
+
+
+def test_who_and_where_do_not_change_the_hash():
+    told = [row | {"source": "x", "wearer": "S", "session": "1", "camera": "GoPro", "age_days": 3.0} for row in ROWS]
+    assert recordings_hash(recordings_table(told)) == recordings_hash(recordings_table(ROWS))
 
 
 def test_the_hash_covers_content_and_neither_paths_nor_order():
