@@ -2,7 +2,7 @@
 
 An objective says which image it wants (`img_size`) and how many patches its mask noise has (`num_patches`); the data
 module cuts and draws accordingly, so that no size is written twice in a config. Training is counted in steps and
-samples, never in epochs of a loader: see `headcam.video.plan`.
+samples, never in epochs of a loader: see `headcam.video.sampling.plan`.
 """
 
 import math

@@ -1,10 +1,13 @@
 """What a training run leaves behind, and how it shows itself while it runs (Lightning callbacks).
 
-`RunFolder` writes environment, manifest, metrics, pictures and weights into `runs/<name>/`; `TrainingProgress` shows
-loss, images/s, the share of time spent waiting for data, and the unique hours seen.
+`RunFolder` writes environment, manifest, metrics, pictures and weights into `runs/<name>/`, keeps account of what the
+run has lived through, and lists in `replaced.csv` what could not be decoded; `TrainingProgress` shows loss, images/s,
+the share of time spent waiting for data, and the unique hours seen.
 """
 
+import csv
 import time
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from PIL import Image
 
-from headcam.files import atomic_file, sha256_file, write_json, write_text
+from headcam.files import atomic_file, sha256_file, storage_errors, write_json, write_text
 from headcam.progress import Progress
 from headcam.runs import MetricsFile, environment
 from headcam.ssl.objective import Objective
 from headcam.ssl.pictures import triptych
 from headcam.ssl.weights import save_weights
+from headcam.video.sampling.accounting import Account, Undecoded
 
 
 def checkpoints(folder: str | Path, every_n_steps: int) -> ModelCheckpoint:
@@ -61,8 +65,9 @@ class RunFolder(Callback):
         self.config = config
         self.num_pictures = num_pictures
         self.metrics = MetricsFile(self.folder / "metrics.csv")
-        self.hours = 0.0
-        self._counted = self._microseconds = 0  # samples that were counted, and the unique video in them
+        self.account: Account | None = None  # of the samples up to the newest step that was looked at
+        self._undecoded: list[Undecoded] = []  # of the checkpoint that the run goes on from
+        self._listed = 0  # of the account's undecoded pictures, in replaced.csv
         self._saved_step = -1  # of the newest checkpoint
         self._mark = self._mark_wait = self._validating_since = 0.0  # clocks of the measurement in progress
         self._mark_step = 0
@@ -79,9 +84,11 @@ class RunFolder(Callback):
         trainer.datamodule.manifest.write(self.folder / "data.json")
 
     def on_train_start(self, trainer: pl.Trainer, module: Objective) -> None:
+        self.account = Account(trainer.datamodule.plan)
+        self.account.advance(_samples(trainer, module), self._undecoded)
         if trainer.is_global_zero:
             self.metrics.resume(trainer.global_step)
-        self._count_hours(trainer, module)
+            self._list_undecoded(anew=True)
         self._mark = time.perf_counter()
         self._mark_step = trainer.global_step
         self._mark_wait = 0.0
@@ -93,34 +100,71 @@ class RunFolder(Callback):
             return
         step = trainer.global_step
         every = trainer.log_every_n_steps  # 0: only the last step
-        if trainer.is_global_zero and ((every and step % every == 0) or step == trainer.max_steps):
+        logs = bool(every and step % every == 0) or step == trainer.max_steps
+        if logs or trainer.world_size == 1:  # processes meet only where they log
+            self._count(trainer, module)
+        if logs and trainer.is_global_zero:
             self.metrics.log(step, self.measure(trainer, module))
 
     def measure(self, trainer: pl.Trainer, module: Objective) -> dict[str, float]:
-        """Figures since the last call: learning rate, speed, data wait; samples and unique hours in all.
+        """Figures since the last call: learning rate, speed, data wait; and the account so far.
 
-        The loss is that of the newest (micro-)batch of this process.
+        The loss is that of the newest (micro-)batch of this process. Where data have several sources, `hours/NAME` and
+        `samples/NAME` are those of each.
         """
-        step, now = trainer.global_step, time.perf_counter()
+        step, now, account = trainer.global_step, time.perf_counter(), self.account
         wait = trainer.datamodule.train_loader.wait_seconds
         passed = max(now - self._mark, 1e-9)
-        samples = step * module.samples_per_step()
-        self._count_hours(trainer, module)
         values = {
             "train/loss": float(trainer.callback_metrics["train/loss"]),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "samples": samples,
-            "hours": self.hours,
+            "samples": account.samples,
+            "passes": account.samples / len(account.plan.units),
+            "hours": account.hours,
+            "replaced": account.replaced,
+            "replaced_share": account.replaced / account.samples,
             "images_per_second": (step - self._mark_step) * module.samples_per_step() / passed,
             "data_wait": min(1.0, (wait - self._mark_wait) / passed),
         }
+        if len(account.sources) > 1:
+            for name, facts in account.by_source().items():
+                values |= {f"hours/{name}": facts["hours"], f"samples/{name}": facts["samples"]}
         self._mark, self._mark_step, self._mark_wait = now, step, wait
         return values
 
-    def _count_hours(self, trainer: pl.Trainer, module: Objective) -> None:
-        samples = trainer.global_step * module.samples_per_step()
-        self._microseconds += trainer.datamodule.plan.microseconds_seen(samples, since=self._counted)
-        self._counted, self.hours = samples, self._microseconds / 3.6e9
+    def _count(self, trainer: pl.Trainer, module: Objective) -> None:
+        """Bring account and list up to the trainer's step; in a run of several processes, all of them have to call it.
+
+        Raises:
+            InputError: too many pictures could not be decoded.
+        """
+        samples = _samples(trainer, module)
+        if samples == self.account.samples:
+            return
+        loaded = trainer.datamodule.train_loader.undecoded
+        mine = [astuple(found) for found in loaded if found.sample < samples]
+        loaded[:] = [found for found in loaded if found.sample >= samples]  # of batches that no step has used yet
+        parts = [mine]
+        if trainer.world_size > 1:
+            parts = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(parts, mine)
+        self.account.advance(samples, (Undecoded(*found) for part in parts for found in part))
+        if trainer.is_global_zero:
+            self._list_undecoded()
+        self.account.refuse_beyond(trainer.datamodule.max_replaced)
+
+    def _list_undecoded(self, anew: bool = False) -> None:
+        """Add to `replaced.csv` what it lacks; `anew`: write it as the checkpoint knows it, for a run that goes on."""
+        path, found = self.folder / "replaced.csv", self.account.undecoded
+        if anew:
+            path.unlink(missing_ok=True)
+            self._listed = 0
+        if self._listed == len(found):
+            return
+        header = () if path.exists() else ([field.name for field in fields(Undecoded)],)
+        with storage_errors(path), open(path, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([*header, *map(astuple, found[self._listed :])])
+        self._listed = len(found)
 
     def on_train_end(self, trainer: pl.Trainer, module: Objective) -> None:
         # The checkpoints' own rhythm need not fall on the last step, whose weights are what the run is for.
@@ -152,26 +196,38 @@ class RunFolder(Callback):
                 logger.experiment.add_image("completions", picture, trainer.global_step, dataformats="HWC")
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Objective, checkpoint: dict[str, Any]) -> None:
+        self._count(trainer, module)
         card = self.card(trainer, module)
         checkpoint["headcam_card"] = card
+        checkpoint["headcam_undecoded"] = [astuple(found) for found in self.account.undecoded]
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             save_weights(self.folder, module.encoder, card)
 
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: Objective, checkpoint: dict[str, Any]) -> None:
+        self._undecoded = [Undecoded(*found) for found in checkpoint.get("headcam_undecoded", ())]
+
     def card(self, trainer: pl.Trainer, module: Objective) -> dict[str, Any]:
         """The objective's card with what this run adds to it."""
-        samples = trainer.global_step * module.samples_per_step()
-        plan, manifest = trainer.datamodule.plan, trainer.datamodule.manifest
+        account, manifest = self.account, trainer.datamodule.manifest
         return {
             **module.card(),
             "name": self.folder.name,
             "step": trainer.global_step,
-            "samples_seen": samples,
-            "hours": plan.hours_seen(samples),
+            "samples_seen": account.samples,
+            "samples_replaced": account.replaced,
+            "passes": account.samples / len(account.plan.units),
+            "hours": account.hours,
             "hours_available": manifest.hours,
+            "by_source": account.by_source(),
             "manifest_hash": manifest.hash,
             "config_hash": sha256_file(self.folder / "config.yaml"),
         }
+
+
+def _samples(trainer: pl.Trainer, module: Objective) -> int:
+    """Samples that all processes together have trained on."""
+    return trainer.global_step * module.samples_per_step()
 
 
 class TrainingProgress(ProgressBar):
@@ -203,14 +259,9 @@ class TrainingProgress(ProgressBar):
         rate = (trainer.global_step - self._first) * module.samples_per_step() / passed
         wait = trainer.datamodule.train_loader.wait_seconds / passed
         loss = trainer.callback_metrics.get("train/loss", float("nan"))
-        self._progress.advance(
-            current=f"loss {float(loss):.4f}, {rate:.0f} images/s, data wait {wait:.0%}, {self.run.hours:.2f} h seen"
-        )
-
-    def _count_hours(self, trainer: pl.Trainer, module: Objective) -> None:
-        samples = trainer.global_step * module.samples_per_step()
-        self._microseconds += trainer.datamodule.plan.microseconds_seen(samples, since=self._counted)
-        self._counted, self.hours = samples, self._microseconds / 3.6e9
+        account = self.run.account
+        text = f"loss {float(loss):.4f}, {rate:.0f} images/s, data wait {wait:.0%}, {account.hours:.2f} h seen"
+        self._progress.advance(current=text + (f", {account.replaced} replaced" if account.replaced else ""))
 
     def on_train_end(self, trainer: pl.Trainer, module: Objective) -> None:
         self._close()

@@ -4,24 +4,40 @@ A source yields the picture of a unit, cut and resized: `StoreSource` from a fra
 `VideoSource` straight from the recordings. The data sets only join a plan and a source; item i is a pure function of
 i, so neither workers nor restarts change it.
 
-Items: `image` (3, H, W) uint8 and `noise` (L,) float32, ready for the loader's default collation.
+Only verified seconds are drawn from: what `headcam scan` put into quarantine is no unit of a `VideoSource`, and was no
+frame when the store was made. A picture that cannot be decoded all the same is replaced by another draw from the same
+law, and its item says so; what is not there at all (a file or shard that is gone or cut short) stops the run, since
+copying it again mends it.
+
+Items: `image` (3, H, W) uint8 and `noise` (L,) float32, ready for the loader's default collation; `undecoded`, a list
+of `Undecoded`, where pictures had to be replaced.
 """
 
+import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from headcam.errors import InputError
+from headcam.errors import DecodeError, InputError
 from headcam.randomness import permuted
-from headcam.video.frame_store import FrameStore
-from headcam.video.plan import FramePlan, Units, mask_noise
+from headcam.video.quarantine import Quarantine, quarantine_of, verified_stretches
 from headcam.video.readers import open_reader
-from headcam.video.recordings import read_recordings, usable
+from headcam.video.recording_index import RecordingIndex, recording_facts
+from headcam.video.recordings import recordings_hash
+from headcam.video.sampling.accounting import Undecoded
+from headcam.video.sampling.manifest import Manifest
+from headcam.video.sampling.plan import FramePlan, Sample, mask_noise
+from headcam.video.sampling.units import FrameUnits, JoinedUnits, RecordingFacts, StretchUnits, Units
+from headcam.video.stores.frame_store import FrameStore
 from headcam.video.transforms import Box, center_box, crop_array, decode_crop
+
+_MOST_DRAWS = 8  # for one sample: its own and seven replacements, after which more than bad luck is at work
 
 
 class FrameSource(Protocol):
@@ -30,67 +46,128 @@ class FrameSource(Protocol):
     units: Units
 
     def picture(self, unit: int, time_s: float, crop: Box, size: tuple[int, int], flip: bool) -> np.ndarray:
-        """The box `crop` of the unit's frame at `time_s`, resized to `size` (height, width): (H, W, 3) uint8."""
+        """The box `crop` of the unit's frame at `time_s`, resized to `size` (height, width): (H, W, 3) uint8.
+
+        Raises:
+            DecodeError: the picture is damaged.
+            InputError: it is not there.
+        """
+
+    def origin(self) -> dict[str, Any]:
+        """Hashes of the recordings and of the quarantine table (None: not scanned) that the units come from."""
 
 
 class StoreSource:
-    """Pictures from a frame store; the time within a unit does not matter, since one frame stands for it."""
+    """Pictures from a frame store; the time within a unit does not matter, since one frame stands for it.
 
-    def __init__(self, folder: str | Path):
+    Args:
+        folder: of `headcam store`.
+        manifest: draw only from the frames within its stretches, see `FrameUnits.restricted`.
+    """
+
+    def __init__(self, folder: str | Path, manifest: Manifest | None = None):
         self.store = FrameStore(folder)
-        self.units = Units(
-            recording=self.store.recording,
+        facts = self.store.facts
+        used, recording = np.unique(self.store.recording, return_inverse=True)
+        units = FrameUnits(
+            recording=recording.astype(np.int32),
             time_s=self.store.time_s,
             seconds=self.store.seconds,
             width=self.store.width,
             height=self.store.height,
-            recordings=tuple(self.store.recordings),
+            row=np.arange(len(self.store)),
+            facts=(RecordingFacts.unknown(self.store.recordings) if facts is None else recording_facts(facts)).take(
+                used
+            ),
         )
+        self.units = units if manifest is None else units.restricted(manifest.stretches)
 
     def picture(self, unit: int, time_s: float, crop: Box, size: tuple[int, int], flip: bool) -> np.ndarray:
-        return decode_crop(self.store.jpeg(unit), crop, size, flip, name=f"picture {unit} of {self.store.folder}")
+        row = int(self.units.row[unit])
+        return decode_crop(self.store.jpeg(row), crop, size, flip, name=f"picture {row} of {self.store.folder}")
+
+    def origin(self) -> dict[str, Any]:
+        return {name: self.store.metadata.get(name) for name in ("recordings_hash", "quarantine_hash")}
 
 
 class VideoSource:
     """Pictures decoded from the recordings of an index when they are drawn: no store needed, but more decoding.
 
     Args:
-        index: the Parquet file of `headcam index`.
-        unit_seconds: length of a unit; the last unit of a recording is shorter.
+        index_file: the Parquet file of `headcam index`.
+        unit_seconds: length of a unit; the last unit of a stretch of verified seconds is shorter.
         backend: decoder, see `open_reader`.
+        quarantine: `auto` for the table of `headcam scan` beside the index, None for no table, else its file.
+        manifest: draw only from its stretches.
     """
 
-    def __init__(self, index: str | Path, unit_seconds: float = 1.0, backend: str = "pyav"):
+    def __init__(
+        self,
+        index_file: str | Path,
+        unit_seconds: float = 1.0,
+        backend: str = "pyav",
+        quarantine: str | Path | None = "auto",
+        manifest: Manifest | None = None,
+    ):
         self.backend = backend
-        rows = usable(read_recordings(index)).to_pylist()
-        self.paths = [r["path"] for r in rows]
-        self.keyframes = [r["keyframes"] or None for r in rows]
-        codes, times, seconds, widths, heights = [], [], [], [], []
-        for code, row in enumerate(rows):
-            # Not a unit more for a duration that exceeds whole units by rounding only.
-            starts = np.arange(max(1, int(np.ceil(row["duration_s"] / unit_seconds - 1e-9)))) * unit_seconds
-            codes.append(np.full(len(starts), code))
-            times.append(starts)
-            seconds.append(np.minimum(unit_seconds, row["duration_s"] - starts))
-            turned = row["rotation"] % 180 == 90
-            widths.append(np.full(len(starts), row["height"] if turned else row["width"]))
-            heights.append(np.full(len(starts), row["width"] if turned else row["height"]))
-        if not rows:
-            raise InputError(f"{index} lists no readable recording", "index a folder that holds video or pictures")
-        self.units = Units(
-            recording=np.concatenate(codes).astype(np.int32),
-            time_s=np.concatenate(times).astype(np.float64),
-            seconds=np.concatenate(seconds).astype(np.float64),
-            width=np.concatenate(widths).astype(np.int32),
-            height=np.concatenate(heights).astype(np.int32),
-            recordings=tuple(r["recording"] for r in rows),
-        )
+        self.index = RecordingIndex.open(index_file)
+        rows = self.index.usable()
+        if not len(rows):
+            raise InputError(f"{index_file} lists no readable recording", "index a folder that holds video or pictures")
+        found = quarantine_of(index_file, self.index.table, quarantine)
+        self._quarantine_hash = None if found is None else found.hash
+        units = _verified_units(self.index.table, rows, found, unit_seconds)
+        self.units = units if manifest is None else units.restricted(manifest.stretches)
 
     def picture(self, unit: int, time_s: float, crop: Box, size: tuple[int, int], flip: bool) -> np.ndarray:
-        recording = self.units.recording[unit]
-        with open_reader(self.paths[recording], self.backend, keyframes=self.keyframes[recording]) as reader:
-            frame = reader.frames_at([time_s])[0]
+        path, keyframes = self.locate(unit)
+        try:
+            with open_reader(path, self.backend, keyframes=keyframes) as reader:
+                frame = reader.frames_at([time_s])[0]
+        except DecodeError as error:
+            if os.path.exists(path):
+                raise
+            raise InputError(f"{path} is gone", "bring it back, or index the folder again") from error
         return crop_array(frame.image, crop, size, flip)
+
+    def locate(self, unit: int) -> tuple[str, list[int] | None]:
+        """Path of the recording that a unit is part of, and its key frames (None for a still picture)."""
+        row = self.units.row[self.units.recording_of(unit)]
+        return self.index.path(row), self.index.keyframes(row).tolist() or None
+
+    def origin(self) -> dict[str, Any]:
+        return {"recordings_hash": recordings_hash(self.index.table), "quarantine_hash": self._quarantine_hash}
+
+
+def _verified_units(table: pa.Table, rows: np.ndarray, found: Quarantine | None, unit_seconds: float) -> StretchUnits:
+    """Units of the verified seconds of `rows`; only recordings with a hole are dealt with one by one."""
+    columns = ["duration_s", "width", "height", "rotation", "recording", "source", "age_days", "recorded_on", "status"]
+    table = table.select(columns).take(rows)
+    duration, width, height, rotation = (table[name].to_numpy() for name in columns[:4])
+    recording = np.arange(len(rows))
+    start, end = np.zeros(len(rows)), duration
+    if found is not None:
+        holed = pc.is_in(table["recording"], found.table["recording"].combine_chunks()).to_numpy()
+        left = verified_stretches(table.filter(holed), found)
+        pieces = [left.get(name, ()) for name in table["recording"].filter(holed).to_pylist()]
+        counts = np.ones(len(rows), np.int64)
+        counts[holed] = [len(piece) for piece in pieces]
+        recording = np.repeat(recording, counts)
+        start, end, of_holed = start[recording], end[recording], holed[recording]
+        edges = [edge for piece in pieces for edge in piece]
+        start[of_holed], end[of_holed] = np.array(edges, np.float64).reshape(-1, 2).T
+    kept, recording = np.unique(recording, return_inverse=True)
+    turned = rotation[kept] % 180 == 90
+    return StretchUnits(
+        recording=recording.astype(np.int32),
+        start_s=start,
+        end_s=end,
+        unit_seconds=unit_seconds,
+        width=np.where(turned, height[kept], width[kept]),
+        height=np.where(turned, width[kept], height[kept]),
+        row=rows[kept],
+        facts=recording_facts(table.take(kept)),
+    )
 
 
 class JoinedSource:
@@ -98,44 +175,69 @@ class JoinedSource:
 
     def __init__(self, sources: list[FrameSource]):
         self.sources = sources
-        self.units = Units.concatenate([s.units for s in sources])
-        self._first = np.cumsum([0] + [len(s.units) for s in sources])
+        self.units = JoinedUnits([s.units for s in sources])
 
     def picture(self, unit: int, time_s: float, crop: Box, size: tuple[int, int], flip: bool) -> np.ndarray:
-        which = int(np.searchsorted(self._first, unit, side="right")) - 1
-        return self.sources[which].picture(unit - int(self._first[which]), time_s, crop, size, flip)
+        which = int(self.units.part_of(unit))
+        return self.sources[which].picture(unit - int(self.units.first[which]), time_s, crop, size, flip)
 
 
 class PlannedFrames(Dataset):
-    """Training samples: item i is sample i of the plan, for any i >= 0."""
+    """Training samples: item i is sample i of the plan, for any i >= 0.
+
+    Raises:
+        InputError: neither a sample's own picture nor any of several replacements can be decoded, or one is missing.
+    """
 
     def __init__(self, plan: FramePlan, source: FrameSource, size: tuple[int, int]):
         self.plan, self.source, self.size = plan, source, size
 
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        sample = self.plan.sample(int(i))
-        image = self.source.picture(sample.unit, sample.time_s, sample.crop, self.size, sample.flip)
-        return {"image": _to_tensor(image), "noise": torch.from_numpy(sample.noise)}
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        i = int(i)
+        sample, undecoded = self.plan.sample(i), []
+        while True:
+            try:
+                image = self.source.picture(sample.unit, sample.time_s, sample.crop, self.size, sample.flip)
+                break
+            except DecodeError as error:
+                undecoded.append(self._undecoded(sample, len(undecoded), error))
+                if len(undecoded) == _MOST_DRAWS:
+                    raise InputError(
+                        f"sample {i} and {_MOST_DRAWS - 1} replacements of it could not be decoded; {error.problem}",
+                        "find the damage with headcam scan, so that training uses verified seconds only",
+                    ) from error
+                sample = self.plan.replacement(i, len(undecoded))
+        item = {"image": _to_tensor(image), "noise": torch.from_numpy(sample.noise)}
+        return item | {"undecoded": undecoded} if undecoded else item
+
+    def _undecoded(self, sample: Sample, attempt: int, error: DecodeError) -> Undecoded:
+        facts = self.plan.units.facts
+        recording = int(self.plan.units.recording_of(np.int64(sample.unit)))
+        source = facts.source_names[facts.source[recording]]
+        reason = " ".join(error.problem.split())
+        return Undecoded(sample.i, attempt, str(facts.ids[recording]), source, sample.time_s, reason)
 
 
 class HeldOutFrames(Dataset):
     """Validation samples: centre crops in a fixed mixed order, each with a mask that never changes.
 
     The order is mixed so that the first batches already show many recordings (`trainer.limit_val_batches`). Noise does
-    not depend on the run's seed: losses of all runs are on the same masks.
+    not depend on the run's seed: losses of all runs are on the same masks. A picture that cannot be decoded is an
+    error: losses of two runs must not be of different pictures.
     """
 
     def __init__(self, source: FrameSource, size: tuple[int, int], num_patches: int):
         self.source, self.size, self.num_patches = source, size, num_patches
-        self.order = permuted(np.arange(len(source.units)), len(source.units), 0, "held out")
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.source.units)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        units, unit = self.source.units, int(self.order[i])
-        box = center_box(int(units.width[unit]), int(units.height[unit]), self.size)
-        image = self.source.picture(unit, float(units.time_s[unit]), box, self.size, False)
+        units = self.source.units
+        unit = int(permuted(np.int64(i), len(units), 0, "held out"))
+        width, height = units.size_of(unit)
+        box = center_box(int(width), int(height), self.size)
+        image = self.source.picture(unit, float(units.time_of(unit)), box, self.size, False)
         return {"image": _to_tensor(image), "noise": torch.from_numpy(mask_noise(0, unit, self.num_patches))}
 
 

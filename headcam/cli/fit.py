@@ -39,7 +39,7 @@ _DESCRIPTION = """Train a model; the same command goes on with a run that was st
 example:
   headcam fit --config configs/ssl/mae_vits16.yaml --data.train='[frames]' --trainer.max_steps=20000 --out runs/first"""
 
-# Runs are counted in steps of an endless loader (see headcam.video.plan), so epochs and their bookkeeping are off.
+# Runs are counted in steps of an endless loader (headcam.video.sampling.plan): epochs and their bookkeeping are off.
 _TRAINER_DEFAULTS = {
     "max_steps": -1,
     "max_epochs": -1,

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from headcam.cli import main
 from headcam.runs import MetricsFile
 from headcam.ssl.run_folder import WholeCheckpoints
+from headcam.video.stores.frame_store import FrameStore
 
-EXACT = ("step", "train/loss", "lr", "samples", "hours", "val/loss")
+EXACT = ("step", "train/loss", "lr", "samples", "passes", "hours", "replaced", "replaced_share", "val/loss")
+ACCOUNT = ("step", "samples", "passes", "hours", "replaced", "replaced_share")
 
 
 def fit(config: Path, out: Path, *more: str) -> int:
@@ -123,23 +126,99 @@ def write_videos(tmp_path_factory):
     return write
 
 
+@pytest.fixture
+def torn_store(stores, tmp_path):
+    """The store of 40 pictures with the data of three of them overwritten."""
+    folder = shutil.copytree(stores[0], tmp_path / "torn")
+    frames = FrameStore(folder)
+    for k in (3, 14, 15):
+        with open(folder / f"frames-{frames.shard[k]:06d}.tar", "r+b") as file:
+            file.seek(int(frames.offset[k]))
+            file.write(bytes(int(frames.length[k])))
+    return folder
+
+
+def replaced(run: Path) -> list[tuple[str, ...]]:
+    with open(run / "replaced.csv", newline="") as file:
+        return [(r["sample"], r["attempt"], r["recording"], r["source"]) for r in csv.DictReader(file)]
+
+
+def test_pictures_that_cannot_be_decoded_are_replaced_counted_and_listed(fit_config, tmp_path, torn_store):
+    """40 pictures, 3 torn, 12 steps of 8 samples: two epochs and 16 samples of a third."""
+    torn = {"train": [str(torn_store)], "max_replaced": 0.02}
+    config = fit_config(model=CONSTANT, data=torn)
+    assert fit(config, tmp_path / "a") == 0
+    found = rows(tmp_path / "a")
+    assert len(replaced(tmp_path / "a")) >= 6
+    own = [int(sample) for sample, attempt, *_ in replaced(tmp_path / "a") if attempt == "0"]
+    assert own == sorted(own) and sum(i < 80 for i in own) == 6  # each torn picture once an epoch
+    assert [int(r["replaced"]) for r in found] == [sum(i < int(r["samples"]) for i in own) for r in found]
+    assert float(found[-1]["replaced_share"]) == len(own) / 96 and float(found[-1]["passes"]) == 96 / 40
+    card = json.loads((tmp_path / "a" / "card.json").read_text())
+    assert card["samples_replaced"] == len(own) and card["samples_seen"] == 96
+    assert card["by_source"] == {
+        "train": {"hours": 0.0, "hours_available": 0.0, "units": 40, "samples": 96, "passes": 2.4}
+    }
+
+    # Neither workers nor a restart in between changes anything.
+    assert fit(fit_config("workers", model=CONSTANT, data=torn | {"num_workers": 1}), tmp_path / "w") == 0
+    assert fit(fit_config("short", model=CONSTANT, data=torn, trainer={"max_steps": 6}), tmp_path / "short") == 0
+    last = str(tmp_path / "short" / "checkpoints" / "last.ckpt")
+    assert fit(config, tmp_path / "resumed", "--ckpt_path", last) == 0
+    assert rows(tmp_path / "w") == found and rows(tmp_path / "resumed") == found[6:]
+    assert replaced(tmp_path / "w") == replaced(tmp_path / "resumed") == replaced(tmp_path / "a")
+
+
+def test_too_many_replacements_stop_the_run_and_name_the_recordings(fit_config, tmp_path, torn_store, capsys):
+    config = fit_config(data={"train": [str(torn_store)], "max_replaced": 0.002})
+    assert fit(config, tmp_path / "a") == 2
+    error = capsys.readouterr().err
+    assert "3 of " in error and "could not be decoded, more than the share data.max_replaced 0.002" in error
+    assert "headcam scan" in error and error.count("\n") == 1
+    own = [row for row in replaced(tmp_path / "a") if row[1] == "0"]
+    assert len(own) == 3 and all(row[2] in error for row in own)
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_the_same_global_batch(fit_config, tmp_path):
-    """Validation falls on no multiple of the run's length: the processes must agree on who validates at the end."""
-    trainer = {"val_check_interval": 7}
-    assert fit(fit_config("one", data={"batch_size": 8}, trainer=trainer), tmp_path / "one") == 0
-    config = fit_config("two", data={"batch_size": 4}, trainer=trainer | {"devices": 2, "strategy": "ddp"})
+def test_two_processes_train_as_one_with_the_same_global_batch(fit_config, tmp_path, torn_store):
+    """Validation falls on no multiple of the run's length: the processes must agree on who validates at the end.
+
+    They log every 5 steps, and only there and at checkpoints tell each other which pictures they had to replace.
+    """
+    torn, trainer = {"train": [str(torn_store)], "max_replaced": 0.02}, {"val_check_interval": 7}
+    assert fit(fit_config("one", data=torn | {"batch_size": 8}, trainer=trainer), tmp_path / "one") == 0
+    trainer |= {"devices": 2, "strategy": "ddp", "log_every_n_steps": 5}
+    config = fit_config("two", data=torn | {"batch_size": 4}, trainer=trainer)
     words = [sys.executable, "-m", "headcam", "fit", "--config", str(config), "--out", str(tmp_path / "two")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained 12 steps") == 1
-    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
-    for key in ("step", "samples", "hours", "lr"):
-        assert [r[key] for r in one] == [r[key] for r in two]
-    for a, b in zip(one, two, strict=True):
-        assert (a["val/loss"] == "") == (b["val/loss"] == "")
-        if a["val/loss"]:
-            assert float(a["val/loss"]) == pytest.approx(float(b["val/loss"]), rel=1e-5)
+    one, two = {r["step"]: r for r in rows(tmp_path / "one")}, rows(tmp_path / "two")
+    assert [r["step"] for r in two] == ["5", "7", "10", "12"]
+    for row in two:
+        alone = one[row["step"]]
+        if row["samples"]:
+            assert {k: row[k] for k in (*ACCOUNT, "lr")} == {k: alone[k] for k in (*ACCOUNT, "lr")}
+        assert (row["val/loss"] == "") == (alone["val/loss"] == "")
+        if row["val/loss"]:
+            assert float(row["val/loss"]) == pytest.approx(float(alone["val/loss"]), rel=1e-5)
+    assert int(two[-1]["replaced"]) > 6 and replaced(tmp_path / "two") == replaced(tmp_path / "one")
+
+
+def test_several_sources_are_accounted_for_one_by_one(fit_config, tmp_path, write_videos, stores):
+    table = write_videos(tmp_path)  # source "videos": 2 + 1.5 s, 4 units
+    config = fit_config(data={"train": [str(stores[0]), str(table)]}, trainer={"max_steps": 6})
+    assert fit(config, tmp_path / "a") == 0
+    with open(tmp_path / "a" / "metrics.csv", newline="") as file:
+        found = [r for r in csv.DictReader(file) if r["samples"]]
+    assert all(int(r["samples/train"]) + int(r["samples/videos"]) == int(r["samples"]) for r in found)
+    assert all(r["hours/videos"] == r["hours"] and float(r["hours/train"]) == 0 for r in found)
+    by_source = json.loads((tmp_path / "a" / "card.json").read_text())["by_source"]
+    assert by_source["videos"]["hours"] * 3600 == pytest.approx(3.5) and by_source["videos"]["units"] == 4
+    assert by_source["train"]["units"] == 40 and by_source["train"]["passes"] == by_source["train"]["samples"] / 40
+    data = json.loads((tmp_path / "a" / "data.json").read_text())
+    assert data["settings"]["sources"]["videos"]["hours"] * 3600 == pytest.approx(3.5)
+    assert [one["quarantine_hash"] for one in data["settings"]["data"]] == [None, None]
 
 
 def test_callbacks_of_the_user_s_run_beside_ours(fit_config, tmp_path):
@@ -171,8 +250,6 @@ def test_mistakes_get_one_line(fit_config, tmp_path, capsys, change, telling):
 
 
 def test_a_missing_shard_is_one_line_also_from_a_worker(fit_config, tmp_path, capsys, stores):
-    import shutil
-
     store = shutil.copytree(stores[0], tmp_path / "store")
     os.remove(store / "frames-000000.tar")
     config = fit_config(data={"train": [str(store)], "num_workers": 1})

@@ -1,6 +1,9 @@
 """The data module: batches follow from the step, errors arrive whole from workers, bad sources are named."""
 
+import shutil
+from dataclasses import replace
 from itertools import chain, islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +12,18 @@ from torch.utils.data import Dataset
 
 from headcam.errors import InputError
 from headcam.video.data_module import FrameDataModule, StepSampler, TimedLoader
+from headcam.video.index import index
+from headcam.video.quarantine import quarantine_path, write_quarantine
+from headcam.video.recordings import read_recordings, recordings_hash
+from headcam.video.sampling.manifest import Manifest
+from headcam.video.sampling.subset import subset
+from headcam.video.stores.frame_store import FrameStore, store
 
 
 def module(stores, step=0, rank=0, world_size=1, accumulate=1, num_patches=16, **settings) -> FrameDataModule:
     """A data module beside a trainer that stands at `step`."""
-    data = FrameDataModule([str(stores[0])], [str(stores[1])], **({"batch_size": 4, "num_workers": 0} | settings))
+    usual = {"train": [str(stores[0])], "val": [str(stores[1])], "batch_size": 4, "num_workers": 0}
+    data = FrameDataModule(**(usual | settings))
     data.trainer = SimpleNamespace(
         lightning_module=SimpleNamespace(img_size=(32, 32), num_patches=num_patches),
         global_step=step,
@@ -55,6 +65,129 @@ def test_validation_is_split_over_processes_without_padding_and_free_of_the_seed
     split = [noises(module(stores, rank=rank, world_size=3, seed=5).val_dataloader()) for rank in range(3)]
     assert [len(part) for part in split] == [4, 3, 3]
     assert sorted(chain(*split)) == sorted(alone)
+
+
+@pytest.fixture
+def torn_store(stores, tmp_path):
+    """The store of 40 pictures with the data of five of them overwritten."""
+    folder = shutil.copytree(stores[0], tmp_path / "torn")
+    frames = FrameStore(folder)
+    for k in range(0, 40, 8):
+        with open(folder / f"frames-{frames.shard[k]:06d}.tar", "r+b") as file:
+            file.seek(int(frames.offset[k]))
+            file.write(bytes(int(frames.length[k])))
+    return folder
+
+
+def test_what_was_replaced_is_collected_the_same_from_any_number_of_workers(stores, torn_store):
+    found = []
+    for workers in (0, 1):
+        loader = module(stores, train=[str(torn_store)], num_workers=workers).train_dataloader()
+        batches = list(islice(loader, 20))
+        assert all(set(batch) == {"image", "noise"} for batch in batches)
+        undecoded = sorted(replace(u, reason=u.reason.split(":")[0]) for u in loader.undecoded if u.sample < 80)
+        found.append((undecoded, noises(batches)))
+    assert found[0] == found[1]
+    own = [u for u in found[0][0] if u.attempt == 0]
+    assert len(own) == 10 and len({u.recording for u in own}) == 5  # two epochs
+    assert all("could not be decoded" in u.reason for u in own)
+
+
+def manifest_of(store, tmp_path, positions) -> str:
+    ids = [FrameStore(store).recordings[k] for k in positions]
+    manifest = Manifest(seconds=dict.fromkeys(ids, 0.0), stretches=dict.fromkeys(ids, ((0.0, 0.0),)), name="some")
+    manifest.write(tmp_path / f"{len(ids)}.json")
+    return str(tmp_path / f"{len(ids)}.json")
+
+
+def test_a_manifest_restricts_training_and_another_validation(stores, tmp_path, capsys):
+    one, other = manifest_of(stores[0], tmp_path, range(5)), manifest_of(stores[0], tmp_path, range(5, 13))
+    data = module(stores, val=[str(stores[0])], manifest=one, val_manifest=other)
+    assert data.plan.units.recordings == FrameStore(stores[0]).recordings[:5]
+    assert data.val_data.source.units.recordings == FrameStore(stores[0]).recordings[5:13]
+    assert data.manifest.parent == Manifest.read(one).hash and len(data.manifest.frames) == 5
+    assert data.manifest.name == "some" and data.manifest.settings["absent"] == {"recordings": 0, "hours": 0}
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError, match=r"5 recordings stand in data\.train and in data\.val"):
+        module(stores, val=[str(stores[0])], manifest=one)
+
+
+def test_recordings_of_a_manifest_that_the_data_lack_are_said(stores, tmp_path, capsys):
+    part = module(stores, train=[str(stores[0])], manifest=_with_another(stores, tmp_path))
+    assert "headcam: 1 recordings (0.50 h) of " in capsys.readouterr().err
+    assert part.manifest.settings["absent"] == {"recordings": 1, "hours": 0.5}
+    with pytest.raises(InputError, match=r"data\.val holds nothing of manifest 'some'"):
+        module(stores, val_manifest=manifest_of(stores[0], tmp_path, range(3)))
+    Manifest.of(part.plan.units).write(tmp_path / "data.json")
+    with pytest.raises(InputError, match=r"data\.json is a run's account of its data"):
+        module(stores, manifest=str(tmp_path / "data.json"))
+
+
+def _with_another(stores, tmp_path) -> str:
+    known = FrameStore(stores[0]).recordings[0]
+    stretches = {known: ((0.0, 0.0),), "x": ((0.0, 1800.0),)}
+    Manifest(seconds={known: 0.0, "x": 1800.0}, stretches=stretches).write(tmp_path / "more.json")
+    return str(tmp_path / "more.json")
+
+
+def test_the_account_of_the_data_says_where_it_is_from_and_whether_it_was_scanned(stores):
+    data, metadata = module(stores), FrameStore(stores[0]).metadata
+    assert data.manifest.recordings_hash == metadata["recordings_hash"] and data.manifest.quarantine_hash is None
+    assert data.manifest.settings["data"] == [{"recordings_hash": metadata["recordings_hash"], "quarantine_hash": None}]
+    assert data.manifest.settings["sources"] == {"train": {"hours": 0.0, "units": 40}}
+    both = module(stores, train=[str(stores[0]), str(stores[1])], val=None)
+    assert both.manifest.settings["sources"] == {k: {"hours": 0.0, "units": n} for k, n in (("train", 40), ("val", 10))}
+    assert len(both.manifest.settings["data"]) == 2 and both.manifest.recordings_hash is None
+
+
+@pytest.fixture(scope="module")
+def index_of_video(tmp_path_factory, write_video) -> Path:
+    """The index of a recording of 4 s that was never scanned."""
+    folder = tmp_path_factory.mktemp("unscanned")
+    (folder / "videos").mkdir()
+    write_video(folder / "videos" / "a.mp4")
+    index(folder / "videos", folder / "recordings.parquet", processes=1, quiet=True)
+    return folder / "recordings.parquet"
+
+
+def _with_another_video(index_of_video: Path, tmp_path: Path) -> Path:
+    """The index of a copy that an empty box at its end makes another recording."""
+    (tmp_path / "more").mkdir()
+    padded = (index_of_video.parent / "videos" / "a.mp4").read_bytes() + b"\0\0\0\x08free"
+    (tmp_path / "more" / "b.mp4").write_bytes(padded)
+    index(tmp_path / "more", tmp_path / "more.parquet", processes=1, quiet=True)
+    return tmp_path / "more.parquet"
+
+
+def test_training_on_what_was_never_scanned_is_said_once(stores, index_of_video, tmp_path, capsys):
+    def said(*train, **how) -> str:
+        module(stores, train=[*map(str, train)], **how)
+        return capsys.readouterr().err
+
+    def line(what: str, fix: str) -> str:
+        return f"headcam: not verified: no scan was used for {what} ({fix})\n"
+
+    assert said(index_of_video) == line(f"{index_of_video}", f"headcam scan {index_of_video}")
+    assert said(index_of_video, rank=1, world_size=2) == "", "one process speaks"
+    assert said(stores[0]) == "", "pictures without time"
+    assert said(stores[0], index_of_video) == said(index_of_video), "names the video, not the pictures"
+    store(index_of_video, tmp_path / "store", processes=1, quiet=True)
+    assert said(tmp_path / "store") == line(
+        f"{tmp_path / 'store'}", "headcam scan recordings.parquet, then store in a new folder"
+    )
+
+    both = said(tmp_path / "store", _with_another_video(index_of_video, tmp_path))
+    assert both.count("\n") == 1 and f"for {tmp_path / 'store'} and 1 more of data.train (" in both
+
+    subset(index_of_video, tmp_path / "unverified", fractions=[1.0])
+    scanned = shutil.copytree(index_of_video.parent, tmp_path / "scanned") / "recordings.parquet"
+    write_quarantine([], quarantine_path(scanned), recordings_hash(read_recordings(scanned)), {})
+    subset(scanned, tmp_path / "verified", fractions=[1.0])
+    file = "stratified-100pct-seed0.json"
+    assert said(index_of_video, manifest=str(tmp_path / "unverified" / file)) == said(index_of_video)
+    assert said(index_of_video, manifest=str(tmp_path / "verified" / file)) == "", "its seconds were"
+    assert said(scanned, manifest=str(tmp_path / "unverified" / file)) == ""
+    assert said(scanned) == ""
 
 
 class Failing(Dataset):
@@ -99,6 +232,11 @@ def test_recordings_on_both_sides_are_refused(stores):
         ({"flip": 2.0}, "flip is 2.0"),
         ({"batch_size": 0}, "data.batch_size is 0"),
         ({"num_workers": -1}, "data.num_workers is -1"),
+        ({"max_replaced": 1.5}, "data.max_replaced is 1.5, no share"),
+        ({"max_replaced": float("nan")}, "data.max_replaced is nan"),
+        ({"order": "aged"}, "order 'aged' is unknown"),
+        ({"order": "lived"}, "40 of 40 recordings have neither age nor date"),
+        ({"manifest": "nowhere.json"}, r"nowhere\.json cannot be read as a manifest"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(stores, change, telling):
@@ -106,6 +244,13 @@ def test_settings_that_cannot_work_are_refused(stores, change, telling):
         data = FrameDataModule(**({"train": [str(stores[0])], "val": None} | change))
         data.trainer = module(stores).trainer
         data.setup("fit")
+
+
+def test_a_recording_in_two_sources_of_training_is_refused(stores):
+    with pytest.raises(
+        InputError, match=r"40 recordings stand in several sources of data\.train, first [0-9a-f]{16} in"
+    ):
+        module(stores, train=[str(stores[0]), str(stores[0])])
 
 
 def test_a_folder_that_is_no_store_is_named(stores, tmp_path):

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,12 @@ import torch
 
 from headcam.errors import DecodeError, InputError
 from headcam.video.datasets import HeldOutFrames, JoinedSource, PlannedFrames, StoreSource, VideoSource
-from headcam.video.frame_store import store
 from headcam.video.index import index
-from headcam.video.plan import FramePlan
+from headcam.video.quarantine import quarantine_path, write_quarantine
+from headcam.video.recordings import read_recordings, recordings_hash
+from headcam.video.sampling.manifest import Manifest
+from headcam.video.sampling.plan import FramePlan
+from headcam.video.stores.frame_store import store
 from headcam.video.transforms import Box
 
 WHOLE = Box(0, 0, 96, 64)
@@ -32,13 +37,15 @@ def walk(tmp_path_factory, write_video):
 
 def test_store_and_video_show_the_same_frame_of_a_unit(walk, number_shown):
     stored, decoded = StoreSource(walk / "store"), VideoSource(walk / "index.parquet")
-    a, b = stored.units, decoded.units
-    assert a.recordings == b.recordings
-    assert np.array_equal(a.recording, b.recording) and np.allclose(a.time_s, b.time_s)
-    assert np.allclose(a.seconds, b.seconds) and b.hours == pytest.approx(6.5 / 3600)
+    a, b, every = stored.units, decoded.units, np.arange(7)
+    assert a.recordings == b.recordings and len(a) == len(b) == 7
+    for what in ("recording_of", "time_of", "seconds_of", "size_of"):
+        assert np.allclose(getattr(a, what)(every), getattr(b, what)(every))
+    assert a.hours == b.hours == pytest.approx(6.5 / 3600)
+    assert a.sources == b.sources == ("videos", "videos")
     numbers = []
     for unit in range(len(a)):
-        pictures = [s.picture(unit, float(a.time_s[unit]), WHOLE, SIZE, False) for s in (stored, decoded)]
+        pictures = [s.picture(unit, float(a.time_of(unit)), WHOLE, SIZE, False) for s in (stored, decoded)]
         assert pictures[0].shape == (64, 96, 3) and pictures[0].dtype == np.uint8
         assert number_shown(pictures[0]) == number_shown(pictures[1])
         assert np.abs(pictures[0].astype(int) - pictures[1]).mean() < 6  # JPEG at quality 95
@@ -48,10 +55,10 @@ def test_store_and_video_show_the_same_frame_of_a_unit(walk, number_shown):
 
 def test_video_shows_the_frame_at_the_drawn_time(walk, number_shown):
     source = VideoSource(walk / "index.parquet")
-    first = {int(number_shown(source.picture(u, source.units.time_s[u], WHOLE, SIZE, False))): u for u in range(7)}
+    first = {int(number_shown(source.picture(u, source.units.time_of(u), WHOLE, SIZE, False))): u for u in range(7)}
     for number, unit in ((0, first[0]), (110, first[110])):
         for tenths in range(10):
-            time_s = float(source.units.time_s[unit]) + tenths / 10 + 0.05
+            time_s = float(source.units.time_of(unit)) + tenths / 10 + 0.05
             assert number_shown(source.picture(unit, time_s, WHOLE, SIZE, False)) == number + tenths
 
 
@@ -69,7 +76,7 @@ def test_joined_sources_answer_for_their_own_units(walk):
     assert len(decoded.units) == 4 and len(joined.units) == 11  # of 4 s and 2.5 s: 2 + 2; then 7 stored frames
     for unit in range(11):
         source, own = (decoded, unit) if unit < 4 else (stored, unit - 4)
-        time_s = float(joined.units.time_s[unit])
+        time_s = float(joined.units.time_of(unit))
         assert np.array_equal(
             joined.picture(unit, time_s, WHOLE, SIZE, False), source.picture(own, time_s, WHOLE, SIZE, False)
         )
@@ -96,6 +103,106 @@ def test_held_out_frames_are_all_there_once_in_a_mixed_order_with_fixed_masks(wa
     assert len({tuple(data[i]["noise"].tolist()) for i in range(7)}) == 7
 
 
+@pytest.fixture
+def scanned(walk, tmp_path):
+    """The index with a quarantine table: [1, 2) of the first recording and [0, 0.4) of the second are out."""
+    shutil.copy(walk / "index.parquet", tmp_path / "index.parquet")
+    table = read_recordings(tmp_path / "index.parquet")
+    ids = dict(zip((Path(path).name for path in table["path"].to_pylist()), table["recording"].to_pylist()))
+    rows = [
+        {"recording": ids[name], "start_s": start, "end_s": end, "reason": "black", "measure": 1.0, "detail": ""}
+        for name, start, end in (("a.mp4", 1.0, 2.0), ("b.mp4", 0.0, 0.4))
+    ]
+    write_quarantine(rows, quarantine_path(tmp_path / "index.parquet"), recordings_hash(table), {})
+    return tmp_path / "index.parquet", ids
+
+
+def numbers(source, number_shown) -> list[int]:
+    """Frame numbers that the units of a source start with."""
+    times = [float(source.units.time_of(u)) for u in range(len(source.units))]
+    return sorted(number_shown(source.picture(u, t, WHOLE, SIZE, False)) for u, t in enumerate(times))
+
+
+def test_only_verified_seconds_are_drawn_without_being_asked(scanned, number_shown):
+    file, _ = scanned
+    source = VideoSource(file)
+    assert numbers(source, number_shown) == [0, 20, 30, 104, 114, 124]
+    assert source.units.hours * 3600 == pytest.approx(3 + 2.1)
+    assert source.origin()["quarantine_hash"] is not None
+    unverified = VideoSource(file, quarantine=None)
+    assert unverified.units.hours * 3600 == pytest.approx(6.5) and unverified.origin()["quarantine_hash"] is None
+    plan = FramePlan(source.units, 0, 16)
+    for i in range(60):
+        s = plan.sample(i)
+        shown = number_shown(source.picture(s.unit, s.time_s, WHOLE, SIZE, False))
+        assert not 10 <= shown < 20 and not 100 <= shown < 104
+
+
+def test_a_manifest_narrows_videos_and_stores_to_its_stretches(walk, scanned, number_shown):
+    file, ids = scanned
+    manifest = Manifest(seconds={}, stretches={ids["a.mp4"]: ((0.0, 2.5),), ids["b.mp4"]: ((1.0, 2.0),)})
+    video, store_ = VideoSource(file, manifest=manifest), StoreSource(walk / "store", manifest)
+    assert numbers(video, number_shown) == [0, 20, 110]  # [1, 2) of the first is in quarantine
+    assert numbers(store_, number_shown) == [0, 10, 110]  # the store was made before the scan; half of frame 20 is out
+    assert video.units.hours * 3600 == pytest.approx(2.5) and store_.units.hours * 3600 == pytest.approx(3)
+    one = StoreSource(walk / "store", Manifest(seconds={}, stretches={ids["b.mp4"]: ((0.0, 9.0),)}))
+    assert numbers(one, number_shown) == [100, 110, 120] and one.units.recordings == (ids["b.mp4"],)
+
+
+class Torn:
+    """A source of which some units cannot be decoded."""
+
+    def __init__(self, source, torn):
+        self.source, self.units, self.torn = source, source.units, torn
+
+    def picture(self, unit, time_s, crop, size, flip):
+        if unit in self.torn:
+            raise DecodeError(f"unit {unit} is\ntorn", "mend it")
+        return self.source.picture(unit, time_s, crop, size, flip)
+
+
+def test_what_cannot_be_decoded_is_replaced_by_the_plan_s_next_draw_and_said(walk):
+    source = StoreSource(walk / "store")
+    plan = FramePlan(source.units, 0, 16)
+    data, whole = PlannedFrames(plan, Torn(source, {0, 3}), (32, 32)), PlannedFrames(plan, source, (32, 32))
+    attempts = []
+    for i in range(50):
+        item, sample = data[i], plan.sample(i)
+        attempt = 0
+        while sample.unit in (0, 3):
+            told = item["undecoded"][attempt]
+            recording = source.units.recordings[source.units.recording_of(sample.unit)]
+            assert (told.sample, told.attempt, told.recording, told.source) == (i, attempt, recording, "videos")
+            assert told.time_s == sample.time_s and told.reason == f"unit {sample.unit} is torn"
+            attempt += 1
+            sample = plan.replacement(i, attempt)
+        image = source.picture(sample.unit, sample.time_s, sample.crop, (32, 32), sample.flip).transpose(2, 0, 1)
+        assert np.array_equal(item["image"].numpy(), image) and np.array_equal(item["noise"].numpy(), sample.noise)
+        assert ("undecoded" in item) == (attempt > 0)
+        assert attempt or torch.equal(item["image"], whole[i]["image"])
+        attempts.append(attempt)
+    assert 8 < sum(a > 0 for a in attempts) < 25 and max(attempts) > 1
+
+
+def test_where_nothing_can_be_decoded_the_run_stops(walk):
+    source = StoreSource(walk / "store")
+    data = PlannedFrames(FramePlan(source.units, 0, 16), Torn(source, set(range(7))), (32, 32))
+    with pytest.raises(
+        InputError, match=r"sample 3 and 7 replacements of it could not be decoded; unit .*headcam scan"
+    ):
+        data[3]
+
+
+def test_a_missing_file_is_not_replaced(walk):
+    class Gone(Torn):
+        def picture(self, *arguments):
+            raise InputError("the shard is missing", "copy it")
+
+    source = StoreSource(walk / "store")
+    with pytest.raises(InputError, match="the shard is missing"):
+        PlannedFrames(FramePlan(source.units, 0, 16), Gone(source, ()), (32, 32))[0]
+
+
 def test_an_index_without_a_readable_recording_is_refused(tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"garbage")
@@ -110,8 +217,9 @@ def test_a_video_that_is_gone_and_a_damaged_picture_are_named(tmp_path, write_vi
     index(tmp_path / "videos", tmp_path / "index.parquet", processes=1)
     store(tmp_path / "index.parquet", tmp_path / "store", processes=1)
     os.remove(video)
-    with pytest.raises(DecodeError, match=r"gone\.mp4"):
+    with pytest.raises(InputError, match=r"gone\.mp4 is gone") as error:
         VideoSource(tmp_path / "index.parquet").picture(0, 0.0, WHOLE, SIZE, False)
+    assert not isinstance(error.value, DecodeError)  # nothing that another draw should stand in for
     shard = tmp_path / "store" / "frames-000000.tar"
     data = bytearray(shard.read_bytes())
     data[512:640] = bytes(128)
