@@ -19,7 +19,7 @@ demo: $(VENV)/ready
 	  || [ $$? -eq 1 ]  # 1: done, but something was skipped, which the report lists
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/all.py

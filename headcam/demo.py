@@ -1,8 +1,7 @@
-"""The main job, end to end, as `headcam demo` does it: render, index, store, fit, probe, report.
+"""The main job, end to end, as `headcam demo` does it: render, index, scan, subset, store, fit, probe, report.
 
-    no videos given:  synthetic walks ─┐
-    --videos DIR      ────────────────┴▶ recordings ─▶ train | held out ─▶ frame stores ─▶ fit ─▶ probe ─▶ report.html
-    --labelled DIR    or synthetic close-ups ──────────────────────────────────────────────────────┘
+    synthetic walks, or --videos ─▶ index ─▶ scan ─▶ subset: train | held out ─▶ store ─▶ fit ─▶ probe ─▶ report.html
+                                      synthetic close-ups, or --labelled ──────────────────────────┘
 
 Each step is the code of the verb of the same name, and what it leaves in OUT is what that verb would leave. All of
 them go on where they were stopped, so the same command again does what is left; a step that is finished is skipped.
@@ -12,18 +11,16 @@ The recipe of the training is `configs/demo/mae.yaml`; the page is made by `head
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from headcam.cli import fit
 from headcam.cli.options import config_path, say
 from headcam.demo_report import write_report
-from headcam.demo_results import load_demo
+from headcam.demo_results import SCAN_REPORT, load_demo
 from headcam.errors import InputError
 from headcam.evaluation.labelled import labels_of, read_labelled, selection_mask
 from headcam.evaluation.probe import probe
@@ -32,19 +29,24 @@ from headcam.files import sha256_file, write_json
 from headcam.progress import Progress
 from headcam.randomness import stream
 from headcam.runs import MetricsFile
-from headcam.video.frame_store import store
 from headcam.video.index import index, media_files
-from headcam.video.recordings import read_recordings, usable, write_recordings
+from headcam.video.quarantine import quarantine_of, verified_stretches
+from headcam.video.recordings import read_recordings
+from headcam.video.sampling.manifest import Manifest
+from headcam.video.sampling.subset import subset
+from headcam.video.scanning.scan import scan
+from headcam.video.stores.frame_store import store
+from headcam.video.stretches import total_s
 from headcam.video.synthetic.world import render_labelled, render_walks
 
-VERSION = 1  # of OUT/demo.json
+VERSION = 2  # of OUT/demo.json
 CONFIG = "configs/demo/mae.yaml"
 STEPS_PER_MINUTE = 200  # optimizer steps of the recipe that two ordinary cores do in a minute, with some reserve
 BATCH_SIZE = 64  # of the recipe
 _SHORT_SIDE = 128  # pixels of stored frames: twice the encoder's side, so that crops are seldom enlarged
 _RATES = (5.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # frames stored for a second of video
 _HELD_OUT_SHARE = 0.1  # of recordings
-_LARGEST_SHARE = 0.25  # of all seconds that held-out recordings may take together
+_LARGEST_SHARE = 0.25  # of all verified seconds that held-out recordings may take together
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,10 @@ class World:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a demo ended with: its page, the result in one sentence, and what was skipped, one phrase a kind."""
+    """What a demo ended with: its page, that of its scan, the result in one sentence, what was skipped by kind."""
 
     report: Path
+    scan_report: Path
     headline: str
     skipped: tuple[str, ...]
 
@@ -88,13 +91,13 @@ def demo(
         videos: folder of recordings (and pictures); None renders synthetic walks.
         labelled: folder of labelled pictures (see `headcam.evaluation.labelled`); None renders synthetic close-ups.
         minutes: about how long to train, on two ordinary cores; it fixes the number of steps, whatever they take.
-        processes: worker processes that render, index and store; None for one a processor. Changes no result.
-        frames: whether the report shows pictures.
+        processes: worker processes that render, index, scan and store; None for one a processor. Changes no result.
+        frames: whether the report and the scan's page show pictures.
         quiet: no progress on standard error.
         world: size of the synthetic world.
     Raises:
-        InputError: `out` holds something else, a folder without video, or labelled pictures that no probe can use.
-            All that can be known before the training is checked before it.
+        InputError: `out` holds something else, a folder without video or without a verified second of it, or labelled
+            pictures that no probe can use. All that can be known before the training is checked before it.
         StorageError: `out` cannot be written.
     """
     world = world or World()
@@ -123,66 +126,83 @@ def demo(
         ([] if videos else [f"{world.num_walks} synthetic walks of {world.seconds:g} s"])
         + ([] if labelled else [f"{world.num_train + world.num_val} synthetic close-ups of each kind of thing"])
     )
-    say(f"1/6 render   {rendered or 'nothing: videos and labelled pictures are given'}")
+    say(f"1/8 render   {rendered or 'nothing: videos and labelled pictures are given'}")
     _render(out, world, videos is None, labelled is None, processes, quiet)
     videos, labelled = videos or out / "world" / "walks", labelled or out / "world" / "close-ups"
 
-    say(f"2/6 index    the recordings of {videos}")
-    index(videos, out / "recordings.parquet", processes=processes, quiet=quiet)
-    train, held_out = split_recordings(usable(read_recordings(out / "recordings.parquet")))
+    recordings = out / "recordings.parquet"
+    say(f"2/8 index    the recordings of {videos}")
+    index(videos, recordings, processes=processes, quiet=quiet)
 
-    rate = store_rate(sum(train["duration_s"].to_pylist()), steps * BATCH_SIZE)
-    say(f"3/6 store    {rate:g} frames a second of {len(train)} recordings to train on, {len(held_out)} held out")
-    for name, table in (("train", train), ("held_out", held_out)):
-        if len(table):
-            write_recordings(table, out / f"{name}.parquet")
-            store(
-                out / f"{name}.parquet",
-                out / "frames" / name,
-                frames_per_second=rate,
-                short_side=_SHORT_SIDE,
-                processes=processes,
-                quiet=quiet,
-            )
+    say("3/8 scan     every frame, to train on verified seconds only")
+    scan(recordings, report=out / SCAN_REPORT, frames=frames, processes=processes, quiet=quiet)
+
+    split = _split(recordings, out / "subsets")
+    count = {name: len(manifest.seconds) for name, (_, manifest) in split.items()}
+    say(f"4/8 subset   {count['train']} recordings to train on, {count.get('held_out', 0)} held out")
+
+    rate = store_rate(3600 * split["train"][1].hours, steps * BATCH_SIZE)
+    say(f"5/8 store    {rate:g} frames a second of their verified seconds")
+    for name, (manifest, _) in split.items():
+        store(
+            recordings,
+            out / "frames" / name,
+            frames_per_second=rate,
+            short_side=_SHORT_SIDE,
+            manifest=manifest,
+            processes=processes,
+            quiet=quiet,
+        )
 
     trained = _is_trained(out / "mae", steps)
-    say(f"4/6 fit      {steps} steps of {BATCH_SIZE} images" + (" (finished before)" if trained else ""))
+    say(f"6/8 fit      {steps} steps of {BATCH_SIZE} images" + (" (finished before)" if trained else ""))
     if not trained:
         _fit(out, steps, quiet)
 
     probed = _is_probed(out)
-    say(f"5/6 probe    the encoder on {labelled}" + (" (finished before)" if probed else ""))
+    say(f"7/8 probe    the encoder on {labelled}" + (" (finished before)" if probed else ""))
     if not probed:
         probe(out / "mae", labelled, out / "probe", quiet=quiet)
 
-    say("6/6 report   one HTML file")
+    say("8/8 report   one HTML file")
     write_report(out, out / "report.html", frames=frames)
     finished = load_demo(out)
-    return DemoResult(out / "report.html", finished.headline, tuple(finished.skipped_kinds))
+    return DemoResult(out / "report.html", out / SCAN_REPORT, finished.headline, tuple(finished.skipped_kinds))
 
 
-def split_recordings(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Recordings to train on and recordings held out, each in the order of `table`.
+def recordings_to_hold_out(seconds: Mapping[str, float]) -> list[str]:
+    """Which of the recordings (id -> its verified seconds) are held out, in the order of ids.
 
-    A tenth is held out (at least one recording; none where there is only one). Which ones follows from their ids
-    alone: each id has a random key, and those with the smallest keys are taken. A recording that would bring the
-    held-out part above a quarter of all seconds is passed over, so that one long recording among short ones is not
-    lost for the training; where that leaves none, the shortest is held out.
+    A tenth is (at least one recording; none where there is only one). Which ones follows from their ids alone: each id
+    has a random key, and those with the smallest keys are taken. A recording that would bring the held-out part above
+    a quarter of all seconds is passed over, so that one long recording among short ones is not lost for the training;
+    where that leaves none, the shortest is held out. (The draw of `headcam subset --held_out` is fair instead: it may
+    take the long one.)
     """
-    ids, seconds = table["recording"].to_pylist(), table["duration_s"].to_pylist()
-    if len(ids) < 2:
-        return table, table.slice(0, 0)
-    keys = [float(stream(0, "held out recordings", int(recording, 16)).random()) for recording in ids]
-    order = sorted(range(len(ids)), key=lambda k: (keys[k], ids[k]))
-    wanted = max(1, round(_HELD_OUT_SHARE * len(ids)))
-    room = _LARGEST_SHARE * sum(seconds)
-    chosen: set[int] = set()
-    for k in order:
-        if len(chosen) < wanted and seconds[k] <= room:
-            chosen.add(k)
-            room -= seconds[k]
-    chosen = chosen or {min(order, key=lambda k: seconds[k])}
-    return (table.take([k for k in range(len(ids)) if (k in chosen) == held]) for held in (False, True))
+    if len(seconds) < 2:
+        return []
+    keys = {name: float(stream(0, "held out recordings", int(name, 16)).random()) for name in seconds}
+    order = sorted(seconds, key=lambda name: (keys[name], name))
+    wanted = max(1, round(_HELD_OUT_SHARE * len(seconds)))
+    room = _LARGEST_SHARE * sum(seconds.values())
+    chosen: list[str] = []
+    for name in order:
+        if len(chosen) < wanted and seconds[name] <= room:
+            chosen.append(name)
+            room -= seconds[name]
+    return sorted(chosen) or [min(order, key=seconds.__getitem__)]
+
+
+def _split(recordings_file: Path, out: Path) -> dict[str, tuple[Path, Manifest]]:
+    """Write manifests of all verified seconds to `out`: `train` and, where anything is held out, `held_out`."""
+    table = read_recordings(recordings_file)
+    verified = verified_stretches(table, quarantine_of(recordings_file, table))
+    held_out = recordings_to_hold_out({name: total_s(stretches) for name, stretches in verified.items()})
+    found = subset(recordings_file, out, fractions=[1.0], rule="recordings", hold_out=held_out)
+    return {
+        "held_out" if manifest.rule == "held_out" else "train": (out / file, manifest)
+        for file, manifest in found.manifests.items()
+    }
 
 
 def store_rate(seconds: float, samples: int) -> float:

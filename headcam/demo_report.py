@@ -14,11 +14,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from headcam.demo_results import METRIC, Demo, caveats, load_demo
+from headcam.demo_results import METRIC, SCAN_REPORT, Demo, caveats, load_demo
 from headcam.evaluation.probe import CHANCE, PIXELS
 from headcam.pages import BLUE, MUTED, ORANGE, Estimate, Page, chart
 from headcam.randomness import permuted
-from headcam.video.frame_store import FrameStore
+from headcam.video.stores.frame_store import FrameStore
 
 _INPUT_FRAMES, _COMPLETIONS = 12, 6  # pictures shown
 _SHOWN_SKIPS = 40  # rows of the table of skipped files
@@ -31,7 +31,10 @@ def write_report(folder: str | os.PathLike, path: str | os.PathLike, frames: boo
     page = Page(f"headcam demo: an encoder that grew up in {where}", demo.headline, frames=frames)
     page.facts(
         [
-            (demo.video.replace("minutes", "min").removesuffix(" of video"), f"unique, in {demo.num_train} recordings"),
+            (
+                demo.video.replace("minutes", "min").removesuffix(" of video"),
+                f"unique, in {demo.num_recordings['train']} recordings",
+            ),
             (f"{demo.card['samples_seen']:,}", f"images seen, {demo.passes:.0f} passes"),
             (f"{demo.training_minutes:.1f} min", f"of training at {demo.images_per_second:.0f} images/s"),
             (f"{100 * demo.data_wait:.0f} %", "of that time spent waiting for data"),
@@ -52,17 +55,49 @@ def _inputs(page: Page, demo: Demo) -> None:
     store = FrameStore(demo.folder / "frames" / "train")
     rate = store.metadata["settings"]["frames_per_second"]
     kind = "rendered: walks through furnished rooms, seen from a bobbing head" if demo.synthetic_video else "yours"
+    num_train, num_held_out = demo.num_recordings["train"], demo.num_recordings["held_out"]
     page.section(
         "What it saw",
-        f"{len(store):,} frames of {demo.num_train} recordings, at most {rate:g} a second. The recordings are {kind}. "
-        f"{demo.num_held_out or 'No'} other recording{'s were' if demo.num_held_out != 1 else ' was'} held out.",
+        f"{len(store):,} frames of {num_train} recordings, at most {rate:g} a second. The recordings are {kind}. "
+        f"{num_held_out or 'No'} other recording{'s were' if num_held_out != 1 else ' was'} held out. "
+        "Every frame of the files was decoded beforehand, and only what was found good was used; "
+        f"{SCAN_REPORT} beside this page says more.",
     )
+    _time(page, demo)
     chosen = permuted(np.arange(min(_INPUT_FRAMES, len(store))), len(store), 0, "frames of the report")
     pictures = [simplejpeg.decode_jpeg(store.jpeg(int(k))) for k in sorted(chosen)]
     store.close()
     half = -(-len(pictures) // 2)
     rows = [("", pictures[:half])] + ([("", pictures[half:])] if len(pictures) > half else [])
     page.tiles(rows, "Frames of the training recordings, drawn at random.")
+    sources = demo.card["by_source"]
+    if len(sources) > 1:
+        rows = [
+            [name, f"{60 * of['hours']:.1f} of {60 * of['hours_available']:.1f}", of["samples"], f"{of['passes']:.1f}"]
+            for name, of in sources.items()
+        ]
+        caption = "What each source gave: unique minutes of video, images drawn, passes over its frames."
+        page.table(["source", "minutes lived", "images seen", "passes"], rows, caption)
+
+
+def _time(page: Page, demo: Demo) -> None:
+    """Where the time of the files went; still pictures have none."""
+    total = sum(demo.seconds.values())
+    if not total:
+        return
+    unit, name = next(u for u in ((3600, "hours"), (60, "minutes"), (1, "seconds")) if total >= 2 * u[0] or u[0] == 1)
+    places = {
+        "train": "trained on",
+        "held_out": "held out",
+        "quarantine": "in quarantine, not used",
+        "store": "verified, but could not be stored",
+    }
+    used = [place for place in places if place != "store" or demo.seconds["store"]]
+    rows = [[places[p], demo.num_recordings[p], Estimate(demo.seconds[p] / unit, digits=2)] for p in used]
+    rows.append(["claimed by the files", demo.num_recordings["claimed"], Estimate(total / unit, digits=2)])
+    page.table(
+        ["time", "recordings", name], rows, "Where the time of the files went. A recording can stand in two rows."
+    )
 
 
 def _completions(page: Page, demo: Demo) -> None:
@@ -198,7 +233,10 @@ def _skips(page: Page, demo: Demo) -> None:
         [[Path(file).name if where != "probe" else file, where, reason] for file, where, reason in shown],
         "Everything that could not be used, with its reason."
         + (
-            f" {more} more are listed in recordings.parquet, frames/*/skipped.csv and probe/probe.json." if more else ""
+            f" {more} more are listed in recordings.parquet, recordings.quarantine.parquet, frames/*/skipped.csv and "
+            "probe/probe.json."
+            if more
+            else ""
         ),
     )
 
@@ -215,6 +253,7 @@ def _provenance(demo: Demo) -> dict[str, str]:
         "machine": f"{environment['cpu']}, {environment['cores']} cores, {environment['platform']}",
         "begun": environment["started"],
         "recordings": f"manifest {demo.card['manifest_hash']}",
+        "scan": f"{demo.folder / SCAN_REPORT}",
         "training": f"config {demo.card['config_hash']}",
         "weights": demo.card["weights_hash"],
         "test pictures": demo.probe["data"]["hash"],

@@ -8,6 +8,7 @@ called that. The page around them is made by `headcam.demo_report`.
 import csv
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from headcam.evaluation.probe import CHANCE, PIXELS
 from headcam.evaluation.scores import Score, read_scores
 from headcam.pages import Estimate
 from headcam.runs import MetricsFile
-from headcam.video.frame_store import SKIPPED, FrameStore
-from headcam.video.recordings import UNREADABLE, read_recordings
+from headcam.video.quarantine import quarantine_of
+from headcam.video.recordings import DUPLICATE, UNREADABLE, read_recordings, usable
+from headcam.video.stores.frame_store import FrameStore
+from headcam.video.stores.shards import SKIPPED
 
+SCAN_REPORT = "recordings.scan.html"  # in OUT, where `headcam scan OUT/recordings.parquet` would write it too
 METRIC = "linear/top1"  # the number of the headline, fixed before any was seen
 
 
@@ -36,7 +40,9 @@ class Demo:
         card, data, environment: of the run folder, see `headcam.ssl.run_folder`.
         metrics: rows of metrics.csv.
         scores, probe: scores.csv and probe.json.
-        num_train, num_held_out: recordings.
+        seconds: where the time of the files went; `train`, `held_out` (as stored), `quarantine` and `store` (verified,
+            but skipped by the store) add up to what the files claim to hold.
+        num_recordings: the same in recordings, where one may stand in several places, and `claimed`: all of them.
         skipped: (file, where, reason) of everything that could not be used.
     """
 
@@ -49,8 +55,8 @@ class Demo:
     metrics: list[dict[str, str]]
     scores: list[Score]
     probe: dict[str, Any]
-    num_train: int
-    num_held_out: int
+    seconds: dict[str, float]
+    num_recordings: dict[str, int]
     skipped: list[tuple[str, str, str]]
 
     @property
@@ -122,6 +128,8 @@ class Demo:
         """What was skipped, one phrase a kind; empty where nothing was."""
         kinds = {
             "unreadable files": "index",
+            "copies of other files": "index, copy",
+            "stretches of video in quarantine": "scan",
             "stretches of video that cannot be decoded": "store",
             "labelled pictures with a fault": "probe",
         }
@@ -132,19 +140,7 @@ class Demo:
 def load_demo(folder: str | os.PathLike) -> Demo:
     """Read a finished demo."""
     folder = Path(folder)
-    recordings = read_recordings(folder / "recordings.parquet").to_pylist()
-    counts = {}
-    skipped = [(r["path"], "index", r["reason"]) for r in recordings if r["status"] == UNREADABLE]
-    for name in ("train", "held_out"):
-        table = folder / "frames" / name / SKIPPED
-        counts[name] = 0
-        if table.exists():
-            counts[name] = len(FrameStore(folder / "frames" / name).recordings)
-            with open(table, encoding="utf-8", newline="") as file:
-                skipped += [
-                    (r["path"], "store", f"{float(r['start_s']):.1f} to {float(r['end_s']):.1f} s: {r['reason']}")
-                    for r in csv.DictReader(file)
-                ]
+    seconds, num_recordings, skipped = _footage(folder)
     probe = _json(folder / "probe" / "probe.json")
     skipped += [(s["picture"], "probe", s["reason"]) for s in probe["data"]["skipped"]]
     skipped += [
@@ -162,8 +158,8 @@ def load_demo(folder: str | os.PathLike) -> Demo:
         metrics=MetricsFile(run / "metrics.csv").rows(),
         scores=read_scores(folder / "probe" / "scores.csv"),
         probe=probe,
-        num_train=counts["train"],
-        num_held_out=counts["held_out"],
+        seconds=seconds,
+        num_recordings=num_recordings,
         skipped=skipped,
     )
 
@@ -210,13 +206,47 @@ def caveats(demo: Demo) -> list[str]:
     ]
     held_out = [float(r["val/loss"]) for r in demo.metrics if "val/loss" in r]
     if not held_out:
-        out.append("With a single recording none was held out: whether the loss falls on new video was not measured.")
+        out.append(
+            "With a single usable recording none was held out: whether the loss falls on new video was not measured."
+        )
     elif held_out[-1] > 1.01 * min(held_out):
         out.append(
             f"The loss on held-out recordings ended above its lowest ({held_out[-1]:.3f}, lowest {min(held_out):.3f}): "
             "a sign that the model was learning its recordings by heart, and that more video would help."
         )
     return out
+
+
+def _footage(folder: Path) -> tuple[dict[str, float], dict[str, int], list[tuple[str, str, str]]]:
+    """`seconds`, `num_recordings` and `skipped` of a `Demo`, as far as the video goes."""
+    recordings = read_recordings(folder / "recordings.parquet")
+    unused = {UNREADABLE: "index", DUPLICATE: "index, copy"}
+    rows = recordings.select(["path", "status", "reason"]).to_pylist()
+    skipped = [(r["path"], unused[r["status"]], r["reason"]) for r in rows if r["status"] in unused]
+    quarantine = quarantine_of(folder / "recordings.parquet", recordings).table.to_pylist()
+    path = dict(zip(*(usable(recordings)[name].to_pylist() for name in ("recording", "path"))))
+    quarantine.sort(key=lambda r: (path[r["recording"]], r["start_s"]))
+    skipped += [(path[r["recording"]], "scan", _stretch(r, f"{r['reason']}, {r['detail']}")) for r in quarantine]
+    seconds = {"quarantine": sum(r["end_s"] - r["start_s"] for r in quarantine), "store": 0.0}
+    num_recordings = {"claimed": len(path), "quarantine": len({r["recording"] for r in quarantine}), "store": 0}
+    for name in ("train", "held_out"):
+        seconds[name], num_recordings[name] = 0.0, 0
+        table = folder / "frames" / name / SKIPPED
+        if table.exists():
+            store = FrameStore(folder / "frames" / name)
+            seconds[name], num_recordings[name] = 3600 * store.hours, len(store.recordings)
+            with open(table, encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            skipped += [(r["path"], "store", _stretch(r, r["reason"])) for r in rows]
+            seconds["store"] += sum(float(r["end_s"]) - float(r["start_s"]) for r in rows)
+            num_recordings["store"] += len({r["recording"] for r in rows})
+    return seconds, num_recordings, skipped
+
+
+def _stretch(row: Mapping[str, Any], reason: str) -> str:
+    """Which seconds are out, and why; a still picture is out as a whole."""
+    start, end = float(row["start_s"]), float(row["end_s"])
+    return f"{start:.1f} to {end:.1f} s: {reason}" if end > start else reason
 
 
 def _against(difference: Estimate, baseline: str) -> str:

@@ -37,8 +37,8 @@ def one_thread():
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory) -> tuple[Path, Path]:
     """Frame stores of 40 pictures to train on and 10 held out."""
-    from headcam.video.frame_store import store
     from headcam.video.index import index
+    from headcam.video.stores.frame_store import store
 
     root = tmp_path_factory.mktemp("stores")
     for name, count, seed in (("train", 40, 0), ("val", 10, 1)):

@@ -22,11 +22,11 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """`my_videos` with a short clip and a broken one, `pictures` with two classes."""
+    """`my_videos` with two short clips and a broken one, `pictures` with two classes."""
     from headcam.video.synthetic.world import render_walks
 
     root = tmp_path_factory.mktemp("readme")
-    render_walks(root / "my_videos", num_walks=1, seconds=4, fps=5, size=(64, 80), seed=0)
+    render_walks(root / "my_videos", num_walks=2, seconds=4, fps=5, size=(64, 80), seed=0)
     (root / "my_videos" / "broken.mp4").write_bytes(b"not a video")
     rng = np.random.default_rng(0)
     for name, level in (("dark", 40), ("bright", 200)):
@@ -47,13 +47,17 @@ def test_the_worked_path_runs_as_written(data, headcam):
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("headcam ")]
     verbs = []
     for line in lines:
+        line = line.replace("$VIDEOS", "~/my_videos")  # as the block's first line sets it
         words = [w.replace("~", str(data)) for w in shlex.split(line, comments=True)][1:]
         verbs.append(words[0])
         done = headcam(*words, *(SMALLER if words[0] == "fit" else []), cwd=data, check=False)
         # The broken file is listed, never fatal: index says so with exit status 1.
         assert done.returncode == (1 if words[0] == "index" else 0), done.stderr
-        assert Path(data, done.stdout.strip().splitlines()[-1].split(": ")[-1]).exists(), "ends by naming a file"
-    assert verbs == ["index", "store", "fit", "probe"]
+        assert Path(data, done.stdout.strip().splitlines()[-1].split(": ")[-1].strip()).exists(), (
+            "ends by naming a file"
+        )
+    assert verbs == ["index", "scan", "subset", "store", "fit", "probe"]
+    assert "VIDEOS=~/my_videos" in README
 
     (python,) = blocks("python")
     done = subprocess.run([sys.executable, "-c", python], cwd=data, capture_output=True, text=True)

@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
         ("start_s", pa.float64()),  # of the stretch [start_s, end_s), from the recording's start
         ("end_s", pa.float64()),  # equal to start_s for a still picture, which is then out as a whole
         ("reason", pa.string()),  # one of REASONS
-        ("measure", pa.float64()),  # what was measured, in the reason's own unit (see headcam.video.scan)
+        ("measure", pa.float64()),  # what was measured, in the reason's own unit (see headcam.video.scanning.scan)
         ("detail", pa.string()),  # one line: the decoder's words, or the recording that has the same footage
     ]
 )

@@ -17,7 +17,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("headcam.cli.doctor", "say what this machine can do, and what is missing"),
     "demo": ("headcam.cli.demo", "the main job, end to end, on a synthetic world or on your own videos"),
     "index": ("headcam.cli.index", "list the recordings of a folder: size, rate, duration, key frames, faults"),
-    "store": ("headcam.cli.store", "decode recordings once into shards of small JPEG frames"),
+    "scan": ("headcam.cli.scan", "verify an index by decoding it: damaged, black, frozen, doubled seconds; a page"),
+    "subset": ("headcam.cli.subset", "draw nested subsets by hours, as manifests that a run can be restricted to"),
+    "store": ("headcam.cli.store", "decode recordings once into shards of small JPEG frames, or of short clips"),
     "fit": ("headcam.cli.fit", "train a model (the Lightning command line: --config, --trainer.max_steps, ...)"),
     "probe": ("headcam.cli.probe", "score an encoder by k nearest neighbours and a linear probe, beside baselines"),
 }

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         frames=not options.no_frames,
         quiet=options.quiet,
     )
-    say("", result.headline)
+    say("", result.headline, f"scan: {result.scan_report}")
     if result.skipped:
         say(f"skipped: {'; '.join(result.skipped)} (the report names them with their reasons)")
     say(str(result.report))

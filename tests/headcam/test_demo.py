@@ -7,14 +7,18 @@ import re
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
+import av
+import numpy as np
 import pytest
 
 from headcam.cli import main
-from headcam.demo import World, demo, split_recordings, store_rate
+from headcam.demo import World, demo, recordings_to_hold_out, store_rate
 from headcam.demo_results import caveats, load_demo
 from headcam.errors import InputError
+from headcam.video.quarantine import read_quarantine
 from headcam.video.recordings import read_recordings
+from headcam.video.sampling.manifest import Manifest
+from headcam.video.stores.frame_store import FrameStore
 
 WORLD = World(num_walks=3, seconds=3, fps=4, size=(48, 64), num_train=2, num_val=1, picture_size=(32, 32), seed=5)
 FOUR_STEPS = 4 / 200  # minutes
@@ -84,6 +88,19 @@ def test_the_report_shows_frames_and_completions_and_says_what_it_does_not_show(
     ):
         assert telling in text
     assert "What was left out" not in text
+    assert "recordings.scan.html beside this page" in text and (finished / "recordings.scan.html").exists()
+
+
+def test_both_stores_come_from_one_index_by_manifests_that_share_no_recording(finished):
+    index_hash = read_quarantine(finished / "recordings.quarantine.parquet").recordings_hash
+    drawn = {}
+    for name, file in (("train", "recordings-100pct-seed0.json"), ("held_out", "held_out.json")):
+        manifest, store = Manifest.read(finished / "subsets" / file), FrameStore(finished / "frames" / name)
+        assert store.metadata["manifest_hash"] == manifest.hash and manifest.recordings_hash == index_hash
+        assert store.metadata["quarantine_hash"] == manifest.quarantine_hash is not None
+        assert sorted(store.recordings) == sorted(manifest.seconds)
+        drawn[name] = set(manifest.seconds)
+    assert len(drawn["train"]) == 2 and len(drawn["held_out"]) == 1 and not drawn["train"] & drawn["held_out"]
 
 
 def test_the_same_command_again_skips_what_is_finished(finished, capsys):
@@ -94,7 +111,16 @@ def test_the_same_command_again_skips_what_is_finished(finished, capsys):
     assert after.keys() == before.keys()
     changed = {name for name in after if after[name] != before[name]}
     # Lists and the page are made again from the same files; nothing that took time is.
-    assert changed <= {"recordings.parquet", "train.parquet", "held_out.parquet", "report.html"}
+    assert changed <= {
+        "recordings.parquet",
+        ".recordings.parquet.arrow",
+        "recordings.quarantine.findings.jsonl",
+        "recordings.scan.html",
+        "subsets/held_out.json",
+        "subsets/recordings-100pct-seed0.json",
+        "subsets/subsets.csv",
+        "report.html",
+    }
     assert result.headline == load_demo(finished).headline
 
 
@@ -116,6 +142,7 @@ def test_own_videos_with_a_garbage_file_and_own_labels(finished, tmp_path, capsy
     videos, labelled, out = tmp_path / "my <videos>", tmp_path / "labelled", tmp_path / "out"
     shutil.copytree(finished / "world" / "walks", videos)
     (videos / "broken & <gone>.mp4").write_bytes(b"no video at all" * 99)
+    shutil.copy(videos / "walk-000.mp4", videos / "zz copy.mp4")
     for name in ("ball", "teddy"):
         for part in ("train", "val"):
             for k, picture in enumerate((finished / "world" / "close-ups" / part).rglob("*.jpg")):
@@ -138,15 +165,67 @@ def test_own_videos_with_a_garbage_file_and_own_labels(finished, tmp_path, capsy
     assert main([*map(str, command), "--quiet", "--no-frames"]) == 1
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert lines[-1] == str(out / "report.html") and "skipped: unreadable files: 1" in lines[-2]
+    assert (
+        lines[-1] == str(out / "report.html") and "skipped: unreadable files: 1; copies of other files: 1" in lines[-2]
+    )
+    assert f"scan: {out / 'recordings.scan.html'}" in lines
     assert not captured.err
 
     page, text = (out / "report.html").read_text("utf-8"), text_of(out / "report.html")
     rows = read_recordings(out / "recordings.parquet").to_pylist()
     reason = next(row["reason"] for row in rows if row["status"] == "unreadable")
+    assert "zz copy.mp4 index, copy same content as" in text
     assert f"broken & <gone>.mp4 index {reason}" in text and "<gone>" not in page
     assert "<img" not in page and "your own recordings" in text and "rendered" not in text
     assert not (out / "world").exists(), "nothing had to be rendered"
+
+
+def write_walk(path: Path, seed: int, seconds: int, black_s: tuple[int, int] | None = None) -> None:
+    """A window that moves over noise, 8 pictures a second; black for the seconds [first, last) of `black_s`."""
+    wide = np.random.default_rng(seed).integers(0, 256, (48, 64 + 3 * 8 * seconds, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(8 * seconds):
+            picture = np.ascontiguousarray(wide[:, 3 * k : 3 * k + 64])
+            if black_s and black_s[0] <= k / 8 < black_s[1]:
+                picture[:] = 0
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def test_quarantined_seconds_are_neither_stored_nor_counted_and_are_listed(finished, tmp_path):
+    """One recording (so none is held out) with a covered lens in its middle, and one that is black throughout."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    write_walk(videos / "covered.mp4", 1, 8, black_s=(3, 6))
+    write_walk(videos / "bag.mp4", 2, 4, black_s=(0, 4))
+    labels = finished / "world" / "close-ups"
+    result = demo(out, videos=videos, labelled=labels, minutes=1 / 200, processes=1, frames=False, quiet=True)
+
+    store = FrameStore(out / "frames" / "train")
+    assert not (out / "frames" / "held_out").exists() and len(store.recordings) == 1
+    assert not ((store.time_s >= 3) & (store.time_s < 6)).any() and 3600 * store.hours == pytest.approx(5.0)
+    assert json.loads((out / "mae" / "card.json").read_text())["hours"] == pytest.approx(5 / 3600)
+    found = load_demo(out)
+    assert found.seconds == pytest.approx({"train": 5.0, "held_out": 0.0, "quarantine": 7.0, "store": 0.0})
+    assert result.skipped == ("stretches of video in quarantine: 2",)
+    text = text_of(out / "report.html")
+    assert "covered.mp4 scan 3.0 to 6.0 s: black" in text and "bag.mp4 scan 0.0 to 4.0 s: black" in text
+    assert "trained on 1 5.00 held out 0 0.00 in quarantine, not used 2 7.00 claimed by the files 2 12.00" in text
+    assert "<img" not in result.scan_report.read_text("utf-8"), "no pictures on the scan's page either"
+
+
+def test_still_pictures_alone_have_no_time_to_account_for(finished, tmp_path):
+    videos, out = tmp_path / "pictures", tmp_path / "out"
+    videos.mkdir()
+    labels = finished / "world" / "close-ups"
+    for k, picture in enumerate(sorted((labels / "train").rglob("*.jpg"))[:12]):
+        shutil.copy(picture, videos / f"{k}.jpg")
+    result = demo(out, videos=videos, labelled=labels, minutes=1 / 200, processes=1, quiet=True)
+    assert not result.skipped and "still pictures" in result.headline
+    assert load_demo(out).num_recordings == {"claimed": 12, "quarantine": 0, "store": 0, "train": 11, "held_out": 1}
+    assert "claimed by the files" not in text_of(out / "report.html")
 
 
 def test_caveats_follow_the_numbers(finished):
@@ -232,34 +311,26 @@ def test_bad_input_gets_one_line_before_anything_long_begins(tmp_path, capsys, g
     assert not out.exists()
 
 
-def recordings(*seconds: float) -> pa.Table:
-    return pa.table({"recording": [f"{k:016x}" for k in range(len(seconds))], "duration_s": list(map(float, seconds))})
-
-
-def held_out(table: pa.Table) -> list[str]:
-    train, held = split_recordings(table)
-    assert sorted(train["recording"].to_pylist() + held["recording"].to_pylist()) == sorted(
-        table["recording"].to_pylist()
-    )
-    return held["recording"].to_pylist()
+def ids(*seconds: float) -> dict[str, float]:
+    return {f"{k:016x}": float(s) for k, s in enumerate(seconds)}
 
 
 def test_a_tenth_of_the_recordings_is_held_out_by_their_ids_alone():
-    table = recordings(*[60] * 40)
-    chosen = held_out(table)
-    assert len(chosen) == 4
-    assert sorted(held_out(table.take(list(range(39, -1, -1))))) == sorted(chosen), "in any order of rows"
-    assert held_out(recordings(60)) == [], "the only recording is trained on"
-    assert len(held_out(recordings(60, 60))) == 1
-    assert len(held_out(recordings(0, 0, 0))) == 1, "still pictures have no seconds"
+    forty = ids(*[60] * 40)
+    chosen = recordings_to_hold_out(forty)
+    assert len(chosen) == 4 and set(chosen) < set(forty)
+    assert recordings_to_hold_out(dict(reversed(forty.items()))) == chosen, "in any order"
+    assert recordings_to_hold_out(ids(60)) == [], "the only recording is trained on"
+    assert len(recordings_to_hold_out(ids(60, 60))) == 1
+    assert len(recordings_to_hold_out(ids(0, 0, 0))) == 1, "still pictures have no seconds"
 
 
 @pytest.mark.parametrize("k", range(6))
 def test_a_recording_that_is_most_of_the_video_is_never_held_out(k):
     seconds = [10.0] * 6
     seconds[k] = 10_000.0
-    assert f"{k:016x}" not in held_out(recordings(*seconds))
-    assert held_out(recordings(10_000, 50)) == [f"{1:016x}"]
+    assert f"{k:016x}" not in recordings_to_hold_out(ids(*seconds))
+    assert recordings_to_hold_out(ids(10_000, 50)) == [f"{1:016x}"]
 
 
 def test_no_more_frames_are_stored_than_will_be_drawn():

@@ -61,7 +61,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path} imports relatively"
-            # `from headcam.video import plan` names a module, `from headcam.video.plan import Units` does not.
+            # `from headcam.video import plan` names a module, `from headcam.video.sampling.plan import Units` does not.
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
@@ -126,10 +126,10 @@ import multiprocessing, sys
 def where():
     import ssl
     import importlib.util
-    import headcam.ssl.vit, headcam.video.plan
+    import headcam.ssl.vit, headcam.video.sampling.plan
     ssl.create_default_context()
     theirs = importlib.util.find_spec("tokenizers")
-    return ssl.__file__, theirs and theirs.origin, headcam.ssl.vit.__file__, headcam.video.plan.__file__
+    return ssl.__file__, theirs and theirs.origin, headcam.ssl.vit.__file__, headcam.video.sampling.plan.__file__
 
 if __name__ == "__main__":
     here = where()
@@ -150,11 +150,11 @@ def test_python_finds_its_own_ssl_and_hugging_face_s_tokenizers(tmp_path, start)
     library = Path(os.__file__).parent
     assert standard == library / "ssl.py"
     assert ROOT not in tokenizers.parents or "site-packages" in tokenizers.parts
-    assert ours == ROOT / "ssl" / "vit.py" and plan == ROOT / "video" / "plan.py"
+    assert ours == ROOT / "ssl" / "vit.py" and plan == ROOT / "video" / "sampling" / "plan.py"
 
 
 def test_python_c_and_python_m_in_the_root_find_the_right_ssl():
-    line = "import ssl, headcam.video.plan; print(ssl.__file__); print(ssl.OPENSSL_VERSION)"
+    line = "import ssl, headcam.video.sampling.plan; print(ssl.__file__); print(ssl.OPENSSL_VERSION)"
     assert run("-c", line).splitlines()[0] == str(Path(os.__file__).parent / "ssl.py")
     run("-m", "pip", "--version")  # imports ssl
     assert run("-m", "headcam", "--version").strip()
