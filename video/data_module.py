@@ -80,6 +80,10 @@ class TimedLoader(DataLoader):
         self.undecoded: list[Undecoded] = []
 
     def __iter__(self) -> Iterator[Any]:
+        if self.num_workers:
+            # Here, and not in the workers: in a forked process OpenCV would wait for ever for the threads of its
+            # parent's pool to end.
+            cv2.setNumThreads(1)
         iterator = super().__iter__()
         while True:
             start = time.perf_counter()
@@ -284,5 +288,6 @@ def _refuse_twice(sources: list[FrameSource], paths: list[str], side: str) -> No
 
 def _one_thread(worker: int) -> None:
     """Workers share the cores by being several; threads inside each would only fight."""
-    cv2.setNumThreads(1)
+    if cv2.getNumThreads() != 1:  # a process that was spawned, not forked; see TimedLoader
+        cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -6,6 +6,8 @@ from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -77,6 +79,15 @@ def torn_store(stores, tmp_path):
             file.seek(int(frames.offset[k]))
             file.write(bytes(int(frames.length[k])))
     return folder
+
+
+def test_workers_are_forked_safely_from_a_process_in_which_opencv_has_threads(stores):
+    """A forked process in which OpenCV is told to use another number of threads waits for ever for its parent's."""
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((1000, 1000, 3), np.uint8), (9, 9), 2)  # starts the threads
+    loader = module(stores, num_workers=1).train_dataloader()
+    loader.timeout = 60
+    assert next(iter(loader))["image"].shape == (4, 3, 32, 32)
 
 
 def test_what_was_replaced_is_collected_the_same_from_any_number_of_workers(stores, torn_store):
