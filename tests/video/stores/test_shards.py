@@ -264,8 +264,9 @@ def test_a_recording_that_takes_its_worker_down_is_listed_and_the_rest_is_stored
     (skip,) = result.skipped
     first = usable(read_recordings(indexed)).to_pylist()[0]
     assert calls[1:] == [1] and skip.recording == first["recording"] and skip.reason == "the decoder crashed (SIGSEGV)"
-    assert skip.start_s == 0 and skip.end_s == pytest.approx(12 / 5 if case.kind == "frames" else 3)
-    stored = case.seconds(case.open(tmp_path / "s"))[first["recording"]]
+    cells_s = 12 / 5 if case.kind == "frames" else 3.0  # of the first shard
+    assert skip.start_s == 0 and skip.end_s == pytest.approx(min(cells_s, first["duration_s"]))
+    stored = case.seconds(case.open(tmp_path / "s")).get(first["recording"], 0.0)
     if case.kind == "clips":  # a frame store's next frame may be left to the piece before, which is not there
         assert stored + skip.end_s == pytest.approx(first["duration_s"])
 
