@@ -124,7 +124,7 @@ def _reasons(page: Page, result: "ScanResult") -> None:
             [f"{reason}: {_MEANING[reason]}", Estimate(seconds.get(reason, 0.0)), Estimate(share, digits=2)]
             + [len(found), recordings]
         )
-    page.table(["reason", "seconds", "% of claimed", "stretches", "recordings"], rows, "What is in quarantine.")
+    page.table(["reason", "seconds", "% of claimed", "stretches", "files"], rows, "What is in quarantine.")
 
 
 def _sources(page: Page, result: "ScanResult", rows: Mapping[str, Mapping[str, Any]]) -> None:
