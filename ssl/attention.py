@@ -3,8 +3,12 @@
 Shapes: B batch, N tokens, D width, heads x head_dim = D. Parameter names are timm's (`qkv`, `proj`).
 """
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Mask = None | Literal["causal"]
 
 
 class Attention(nn.Module):
@@ -21,7 +25,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, num_queries: int | None = None, mask: Mask = None) -> Tensor:
         """Attend from the last `num_queries` tokens (None: all) to all tokens: (B, N, D) -> (B, num_queries, D)."""
         B, N, D = x.shape
         heads = self.num_heads

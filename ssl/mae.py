@@ -10,6 +10,7 @@ Shapes: B batch, C channels, L patches, K visible, M masked, P = p * p * C pixel
 width.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 
 from headcam.errors import InputError
 from headcam.ssl.masking import Mask, gather_tokens, num_visible, patchify, random_mask, unpatchify
-from headcam.ssl.objective import Objective, OptimizerSettings
+from headcam.ssl.objective import ComputeSettings, Objective, OptimizerSettings
 from headcam.ssl.positions import sincos_2d
-from headcam.ssl.vit import SIZES, Block, VisionTransformer, init_weights
+from headcam.ssl.vit import SIZES, Block, VisionTransformer, init_weights, run_block
+from headcam.video.sampling.views import ViewLaw
 
 
 def normalize_patches(patches: Tensor) -> Tensor:
@@ -40,6 +42,8 @@ class MaskedAutoencoder(nn.Module):
     Raises:
         InputError: sizes that do not fit, `mask_ratio` outside [0, 1).
     """
+
+    checkpointing_part = "decoder"
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class MaskedAutoencoder(nn.Module):
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
             init_weights(part)
         nn.init.normal_(self.mask_token, std=0.02)
+        self.checkpointing = False
 
     def forward_decoder(self, latent: Tensor, mask: Mask) -> Tensor:
         """Predict the masked patches: tokens (B, 1 + K, D) -> (B, M, P) in the order of `mask.ids_masked`."""
@@ -89,9 +94,12 @@ class MaskedAutoencoder(nn.Module):
             dim=1,
         )  # (B, 1 + L, E)
         for block in self.decoder_blocks[:-1]:
-            x = block(x)
+            x = run_block(block, x, self.checkpointing)
         # The last block (or, without any, the cut alone) is needed for the masked tokens only.
-        x = self.decoder_blocks[-1](x, num_queries=M) if len(self.decoder_blocks) else x[:, -M:]
+        if len(self.decoder_blocks):
+            x = run_block(self.decoder_blocks[-1], x, self.checkpointing, num_queries=M)
+        else:
+            x = x[:, -M:]
         return self.decoder_pred(self.decoder_norm(x))
 
     def forward_loss(self, target: Tensor, prediction: Tensor) -> Tensor:
@@ -158,6 +166,7 @@ class MAE(Objective):
         mask_ratio: Fraction of patches hidden from the encoder (published: 0.75).
         norm_pix_loss: Predict patches normalised by their own mean and deviation (published recipe: true).
         optimizer: AdamW and its schedule.
+        compute: Attention backend, checkpointing, compilation.
     """
 
     name = "mae"
@@ -176,9 +185,11 @@ class MAE(Objective):
         mask_ratio: float = 0.75,
         norm_pix_loss: bool = True,
         optimizer: OptimizerSettings | None = None,
+        compute: ComputeSettings | None = None,
     ):
         named = SIZES[size]
-        network = MaskedAutoencoder(
+        build = partial(
+            MaskedAutoencoder,
             img_size=img_size,
             patch_size=patch_size,
             embed_dim=embed_dim or named.embed_dim,
@@ -190,23 +201,16 @@ class MAE(Objective):
             mask_ratio=mask_ratio,
             norm_pix_loss=norm_pix_loss,
         )
-        super().__init__(network.encoder, optimizer)
-        self.network = network
+        super().__init__(build, optimizer, compute)
+        self.views = (ViewLaw("image", self.img_size, noise=self.skeleton.encoder.num_patches),)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features for probes: normalised (B, 3, H, W) -> tokens (B, 1 + L, D)."""
         return self.encoder.forward_features(images)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """One batch: `image` uint8 (B, 3, H, W), `noise` (B, L)."""
-        loss = self.network(self.normalize(batch["image"]), batch["noise"])["loss"]
-        self.check_finite(loss)
-        self.log("train/loss", loss.detach(), batch_size=len(batch["image"]))
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        loss = self.network(self.normalize(batch["image"]), batch["noise"])["loss"]
-        self.log("val/loss", loss, batch_size=len(batch["image"]), on_epoch=True, sync_dist=True)
+        return {"loss": self.network(self.normalize(batch["image"]), batch["noise"])["loss"]}
 
     def reconstruct(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised pictures, masked pictures and completions of a batch, each (B, 3, H, W)."""

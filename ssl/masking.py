@@ -1,6 +1,7 @@
-"""Random masking by sorting noise (He et al. 2022, section 3) and cutting images into patches.
+"""Random masking by sorting noise (He et al. 2022, section 3) and cutting images and clips into patches.
 
-Shapes: B batch, L patches, K kept (visible) patches, M = L - K masked ones, p patch side, C channels.
+Shapes: B batch, L patches, K kept (visible) patches, M = L - K masked ones, p patch side, u
+tubelet size, C channels, T frames.
 """
 
 import math
@@ -49,20 +50,30 @@ def random_mask(noise: Tensor, keep: int) -> Mask:
     return Mask(ids[:, :keep], ids[:, keep:])
 
 
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W) -> (B, L, p * p * C) in row-major order; within a patch row, column, channel (MAE's order)."""
-    B, C, H, W = images.shape
-    p = patch_size
-    x = images.reshape(B, C, H // p, p, W // p, p)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(B, (H // p) * (W // p), p * p * C)
+def patchify(images: Tensor, patch_size: int, tubelet_size: int = 1) -> Tensor:
+    """Cut images (B, C, H, W) or clips (B, C, T, H, W) into patches (B, L, P), P = u * p * p * C.
+
+    Patches are ordered time slot, row, column; the values of one frame in the tube, row, column, channel (the order of
+    MAE and ST-MAE).
+    """
+    if images.ndim == 4:
+        images = images.unsqueeze(2)
+    B, C, T, H, W = images.shape
+    p, u = patch_size, tubelet_size
+    x = images.reshape(B, C, T // u, u, H // p, p, W // p, p)
+    return x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(B, (T // u) * (H // p) * (W // p), u * p * p * C)
 
 
-def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """Inverse of `patchify`: (B, L, p * p * C) -> (B, C, rows * p, columns * p)."""
-    B, _, width = patches.shape
-    p, (rows, columns) = patch_size, grid
-    x = patches.reshape(B, rows, columns, p, p, width // (p * p))
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(B, -1, rows * p, columns * p)
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int], tubelet_size: int = 1) -> Tensor:
+    """Inverse of `patchify`: (B, L, P) -> (B, C, T, rows * p, columns * p), without T where L is that of an image.
+
+    A single time slot of `tubelet_size` 1 is an image.
+    """
+    B, L, width = patches.shape
+    p, u, (rows, columns) = patch_size, tubelet_size, grid
+    x = patches.reshape(B, L // (rows * columns), rows, columns, u, p, p, width // (u * p * p))
+    x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(B, -1, L // (rows * columns) * u, rows * p, columns * p)
+    return x.squeeze(2) if x.shape[2] == 1 else x
 
 
 def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """What all objectives share as Lightning modules: optimizer, schedule, normalisation of pixels, the card.
 
-An objective says which image it wants (`img_size`) and how many patches its mask noise has (`num_patches`); the data
-module cuts and draws accordingly, so that no size is written twice in a config. Training is counted in steps and
+An objective says which views of a sample it wants (`headcam.video.sampling.views`); the data module cuts and draws
+accordingly, so that no size is written twice in a config. Training is counted in steps and
 samples, never in epochs of a loader: see `headcam.video.sampling.plan`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import headcam
 from headcam.errors import InputError
 from headcam.ssl.schedules import warmup_constant, warmup_cosine
-from headcam.ssl.vit import VisionTransformer
+from headcam.video.sampling.views import ViewLaw
 from headcam.video.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 
@@ -59,28 +60,114 @@ class OptimizerSettings:
         return self.lr if self.lr is not None else self.base_lr_per_256 * global_batch / 256
 
 
+@dataclass
+class ComputeSettings:
+    """How the same numbers are computed: speed and memory, no result beyond rounding.
+
+    Attributes:
+        attention: `sdpa` (PyTorch), `xformers` (memory-efficient attention on CUDA) or `math` (reference).
+        checkpointing: Blocks whose inner activations are computed again in backward instead of being kept.
+        compile: Compile the network with torch.compile.
+    """
+
+    attention: Literal["sdpa", "xformers", "math"] = "sdpa"
+    checkpointing: Literal["none", "encoder", "decoder", "all"] = "none"
+    compile: bool = False
+
+
 class Objective(pl.LightningModule):
-    """Base of the objectives. A subclass sets `self.network` (with `.encoder`) and computes losses.
+    """Base of the objectives. A subclass says how to build its network, which views it wants, and its losses.
+
+    The network is built by `configure_model`, which Lightning calls when data are ready and devices known; until then
+    there is a skeleton of it on the meta device: settings are checked and parameters counted, no memory is taken.
 
     Args:
-        encoder: the Vision Transformer that is trained; kept inside the subclass's network.
+        build: makes the network (an `nn.Module` with `.encoder`) at random initialisation.
         optimizer: see `OptimizerSettings`.
+        compute: see `ComputeSettings`.
+
+    Attributes:
+        views: what every sample has to hold, set by the subclass.
+        num_frames: T of a clip; 1 for single frames.
+        view_stages: (first optimizer step, views) of runs that change resolution on the way; else one stage.
+        img_size: (H, W) that probes cut pictures to.
     """
 
     name: str  # of the objective, as cards and reports spell it
+    views: tuple[ViewLaw, ...]
+    num_frames: int = 1
 
-    def __init__(self, encoder: VisionTransformer, optimizer: OptimizerSettings | None):
+    def __init__(
+        self, build: Callable[[], nn.Module], optimizer: OptimizerSettings | None, compute: ComputeSettings | None
+    ):
         super().__init__()
         self.optimizer_settings = optimizer or OptimizerSettings()
-        self.img_size: tuple[int, int] = encoder.img_size
-        self.num_patches: int = encoder.num_patches
+        self.compute_settings = compute or ComputeSettings()
+        self.build = build
+        with torch.device("meta"):
+            object.__setattr__(self, "skeleton", build())  # not a submodule: it has no weights to train or save
+        self.network: nn.Module | None = None
+        self.img_size: tuple[int, int] = self.skeleton.encoder.img_size
 
     @property
-    def encoder(self) -> VisionTransformer:
+    def encoder(self) -> nn.Module:
+        """What is trained for use elsewhere: saved as weights, probed, shown."""
         return self.network.encoder
 
+    @property
+    def view_stages(self) -> list[tuple[int, tuple[ViewLaw, ...]]]:
+        return [(0, self.views)]
+
+    @property
+    def views_per_sample(self) -> int:
+        """Views of a sample that count as images of the batch (repeated crops of a clip do, crops of DINO do not)."""
+        return 1
+
+    def configure_model(self) -> None:
+        if self.network is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(torch.initial_seed())  # the run's seed, wherever the generator stands by now
+                self.network = self.build()
+            for module in self.network.modules():
+                if hasattr(module, "checkpointing"):
+                    module.checkpointing = self.compute_settings.checkpointing in ("all", module.checkpointing_part)
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of a batch: `loss`, which is minimised, and whatever else is worth a column in the log; scalars."""
+        raise NotImplementedError
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        values = self.losses(batch)
+        self.check_finite(values["loss"])
+        for key, value in values.items():
+            self.log(f"train/{key}", value.detach(), batch_size=len(batch[self.views[0].name]))
+        return values["loss"]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        for key, value in self.losses(batch).items():
+            size = len(batch[self.views[0].name])
+            self.log(f"val/{key}", value, batch_size=size, on_epoch=True, sync_dist=True)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_optimizer_step()
+
+    def after_optimizer_step(self) -> None:
+        """Called once after every optimizer step (not after a micro-step), when `global_step` has been counted up."""
+
+    def example_batch(self, batch_size: int, device: str | torch.device = "meta") -> dict[str, Tensor]:
+        """A batch of the shapes and types that training sees, for counting memory and work before any data is read."""
+        batch = {}
+        for law in self.views:
+            lead = (batch_size,) if law.count is None else (batch_size, law.count)
+            frames = (self.num_frames,) if self.num_frames > 1 else ()
+            batch[law.name] = torch.zeros(*lead, 3, *frames, *law.size, dtype=torch.uint8, device=device)
+            if law.noise:
+                batch[law.noise_key] = torch.rand(*lead, law.noise, device=device)
+        return batch
+
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> float32, ImageNet mean and standard deviation."""
+        """uint8 (B, 3, H, W) or (B, 3, T, H, W) -> float32, ImageNet mean and standard deviation."""
         return normalize(images, IMAGENET_MEAN, IMAGENET_STD)
 
     def samples_per_step(self) -> int:
@@ -90,14 +177,15 @@ class Objective(pl.LightningModule):
 
     def card(self) -> dict[str, Any]:
         """What is needed to rebuild the encoder with no other file, and what it has lived through."""
+        encoder = self.skeleton.encoder
         return {
             "contract": "card",
             "version": 1,
             "headcam": headcam.__version__,
             "objective": self.name,
-            "architecture": {"class": "VisionTransformer", "arguments": self.encoder.arguments},
-            "parameters": sum(p.numel() for p in self.encoder.parameters()),
-            "parameters_total": sum(p.numel() for p in self.network.parameters()),
+            "architecture": {"class": type(encoder).__name__, "arguments": encoder.arguments},
+            "parameters": sum(p.numel() for p in encoder.parameters()),
+            "parameters_total": sum(p.numel() for p in self.skeleton.parameters()),
             "img_size": list(self.img_size),
             "mean": list(IMAGENET_MEAN),
             "std": list(IMAGENET_STD),
@@ -128,7 +216,7 @@ class Objective(pl.LightningModule):
 
         optimizer = torch.optim.AdamW(
             parameter_groups(self.network, settings.weight_decay),
-            lr=settings.peak_lr(self.samples_per_step()),
+            lr=settings.peak_lr(self.samples_per_step() * self.views_per_sample),
             betas=settings.betas,
             fused=not self._scales_gradients(),
         )
@@ -175,7 +263,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decay, no_decay = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            token = name.endswith(("cls_token", "pos_embed", "mask_token"))
+            token = name.endswith("_token") or "pos_embed" in name
             (no_decay if parameter.ndim == 1 or token else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 

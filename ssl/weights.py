@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 
 from headcam.errors import InputError
 from headcam.files import atomic_file, sha256_file, write_json
 from headcam.ssl.vit import VisionTransformer
 
 VERSION = 1
+ARCHITECTURES = {"VisionTransformer": VisionTransformer}  # what cards may name
 _PREFIX = "network.encoder."  # of the encoder in a Lightning checkpoint of ours
 
 
-def save_weights(folder: str | Path, encoder: VisionTransformer, card: dict[str, Any]) -> Path:
+def save_weights(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -> Path:
     """Write `weights.safetensors` and `card.json` (with the hash of the weights) into `folder`, each whole or not.
 
     Returns:
@@ -36,21 +38,21 @@ def save_weights(folder: str | Path, encoder: VisionTransformer, card: dict[str,
     return path
 
 
-def build_encoder(card: dict[str, Any], seed: int) -> VisionTransformer:
+def build_encoder(card: dict[str, Any], seed: int) -> nn.Module:
     """The architecture of `card` at random initialisation, in eval mode; the weights follow from `seed` alone."""
     architecture = card["architecture"]
-    if architecture["class"] != "VisionTransformer":
+    if architecture["class"] not in ARCHITECTURES:
         raise InputError(
             f"the card names the architecture {architecture['class']!r}", "use a checkpoint of headcam fit"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         arguments = architecture["arguments"]
-        encoder = VisionTransformer(**{**arguments, "img_size": tuple(arguments["img_size"])})
+        encoder = ARCHITECTURES[architecture["class"]](**{**arguments, "img_size": tuple(arguments["img_size"])})
     return encoder.eval()
 
 
-def load_encoder(source: str | Path) -> tuple[VisionTransformer, dict[str, Any]]:
+def load_encoder(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """A trained encoder in eval mode, and its card.
 
     Args:

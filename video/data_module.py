@@ -161,7 +161,7 @@ class FrameDataModule(pl.LightningDataModule):
             self.plan = FramePlan(
                 units,
                 self.seed,
-                model.num_patches,
+                model.views[0].noise,
                 self.scale,
                 flip=self.flip,
                 order=self.order,
@@ -171,7 +171,7 @@ class FrameDataModule(pl.LightningDataModule):
             self.size = model.img_size
             if self.val_paths:
                 source = self._source(self.val_paths, _read_manifest(self.val_manifest_path), "val")
-                self.val_data = HeldOutFrames(source, model.img_size, model.num_patches)
+                self.val_data = HeldOutFrames(source, model.img_size, model.views[0].noise)
                 seen = set(units.recordings) & set(source.units.recordings)
                 if seen:
                     raise InputError(

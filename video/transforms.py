@@ -158,14 +158,15 @@ def normalize(
     where it becomes float.
 
     Args:
-        batch: (B, 3, H, W) uint8; left as it is.
+        batch: (B, 3, H, W), or clips (B, 3, T, H, W), uint8; left as it is.
     Returns:
-        (B, 3, H, W) float32.
+        float32 of the same shape.
     """
     # (x / 255 - mean) / std with the constants folded. Converting first and going on in place is the quickest form:
     # arithmetic that mixes bytes and floats leaves torch's vectorised path (twice the time on a CPU).
-    offset = torch.tensor(mean, dtype=torch.float32, device=batch.device).mul_(255).view(3, 1, 1)
-    factor = torch.tensor(std, dtype=torch.float32, device=batch.device).mul_(255).reciprocal_().view(3, 1, 1)
+    shape = (3, *[1] * (batch.ndim - 2))
+    offset = torch.tensor(mean, dtype=torch.float32, device=batch.device).mul_(255).view(shape)
+    factor = torch.tensor(std, dtype=torch.float32, device=batch.device).mul_(255).reciprocal_().view(shape)
     return batch.to(torch.float32, copy=True).sub_(offset).mul_(factor)
 
 

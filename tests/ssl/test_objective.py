@@ -12,10 +12,12 @@ from headcam.ssl.objective import OptimizerSettings, parameter_groups
 
 @pytest.fixture(scope="module")
 def module() -> MAE:
-    return MAE(
+    module = MAE(
         img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4,
         decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=4,
     )  # fmt: skip
+    module.configure_model()
+    return module
 
 
 def test_matrices_decay_and_nothing_else_does(module):
