@@ -29,6 +29,7 @@ from headcam.video.datasets import PlannedFrames, VideoSource
 from headcam.video.recording_index import RecordingIndex
 from headcam.video.recordings import SCHEMA, write_recordings
 from headcam.video.sampling.plan import FramePlan
+from headcam.video.sampling.views import ViewLaw
 
 _RECORDINGS, _KEYFRAMES = 100_000, 200
 _SECONDS = 720.0
@@ -68,10 +69,10 @@ def index_open(bench: Bench) -> Result:
 class Located(VideoSource):
     """A source whose recordings are not there: it looks up all that decoding would need, and shows black."""
 
-    def picture(self, unit, time_s, crop, size, flip):
+    def views(self, unit, time_s, cuts):
         path, keyframes = self.locate(unit)
         assert path and len(keyframes) == _KEYFRAMES
-        return np.zeros((*size, 3), np.uint8)
+        return [np.zeros((*cut.size, 3), np.uint8) for cut in cuts]
 
 
 class Empty(Dataset):
@@ -97,7 +98,7 @@ def peak_of_worker(file: str) -> float:
     """MiB that a loader's worker has held at most, over the index in `file`, or over an empty data set where none."""
     if file:
         source = Located(file)
-        data = PlannedFrames(FramePlan(source.units, 0, num_patches=1), source, _SIZE)
+        data = PlannedFrames(FramePlan(source.units, 0, (ViewLaw("image", _SIZE, noise=1),)), source)
     else:
         data = Empty()
     loader = DataLoader(WithPeak(data), batch_size=100, num_workers=1, multiprocessing_context="spawn")

@@ -22,7 +22,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from headcam.randomness import stream
 from headcam.ssl.mae import MaskedAutoencoder
 from headcam.ssl.objective import parameter_groups
-from headcam.ssl.precision import cpu_bf16
+from headcam.ssl.training.precision import cpu_bf16
 
 _BATCH = 8
 _PATCHES = 196

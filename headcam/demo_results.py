@@ -37,7 +37,7 @@ class Demo:
         folder: OUT.
         settings: demo.json.
         config: config.yaml of the run.
-        card, data, environment: of the run folder, see `headcam.ssl.run_folder`.
+        card, data, environment: of the run folder, see `headcam.ssl.training.run_folder`.
         metrics: rows of metrics.csv.
         scores, probe: scores.csv and probe.json.
         seconds: where the time of the files went; `train`, `held_out` (as stored), `quarantine` and `store` (verified,

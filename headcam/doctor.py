@@ -45,7 +45,7 @@ def examine() -> list[Finding]:
     except Exception as error:  # a broken install raises more than ImportError
         raise MissingPackage(f"torch cannot be imported: {error}", "install it in a fresh environment") from error
 
-    from headcam.ssl.precision import cpu_bf16
+    from headcam.ssl.training.precision import cpu_bf16
 
     findings = [
         Finding("headcam", "version", f"{__version__} at commit {git_commit() or 'unknown (no checkout)'}", True),
@@ -163,5 +163,12 @@ def _of_opencv(cv2: ModuleType) -> str:
 
 def _attention() -> Finding:
     version = _version("xformers")
-    found = f"xformers {version}: installed, not used yet" if version else "xformers: not installed"
-    return Finding("attention", "memory-efficient", found, version is not None, False, "none needed: torch has its own")
+    why = "not installed"
+    if version:
+        import torch
+
+        from headcam.ssl.attention import resolve_backend
+
+        why = resolve_backend("xformers", "cuda" if torch.cuda.is_available() else "cpu")[1].split(":")[0]
+    found = f"xformers {version or ''}: {why or 'its kernels run'}".replace(" :", ":")
+    return Finding("attention", "memory-efficient", found, not why, False, "none needed: torch has its own")

@@ -1,10 +1,12 @@
 """What all objectives share as Lightning modules: optimizer, schedule, normalisation of pixels, the card.
 
 An objective says which views of a sample it wants (`headcam.video.sampling.views`); the data module cuts and draws
-accordingly, so that no size is written twice in a config. Training is counted in steps and
-samples, never in epochs of a loader: see `headcam.video.sampling.plan`.
+accordingly, so that no size is written twice in a config. Training is counted in steps and samples, never in epochs of
+a loader: see `headcam.video.sampling.plan`. A step whose loss or gradient is no number is not taken, see
+`headcam.ssl.training.health`; what several processes need is in `headcam.ssl.training.distributed`.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,10 @@ from torch import Tensor, nn
 
 import headcam
 from headcam.errors import InputError
+from headcam.ssl.attention import resolve_backend, set_attention_backend
 from headcam.ssl.schedules import warmup_constant, warmup_cosine
+from headcam.ssl.training.distributed import say_once, shard, whole
+from headcam.ssl.training.health import StepCheck, skip_where
 from headcam.video.sampling.views import ViewLaw
 from headcam.video.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 
@@ -33,6 +38,7 @@ class OptimizerSettings:
         weight_decay: Not applied to biases, norms, position, class and mask tokens.
         schedule: `cosine` falls to zero at the last step, `constant` stays.
         warmup_steps: Optimizer steps of linear warm-up.
+        milestones: Optimizer steps from which on the learning rate is this factor of the peak; with `constant` only.
     """
 
     base_lr_per_256: float | None = 1.5e-4
@@ -41,6 +47,7 @@ class OptimizerSettings:
     weight_decay: float = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 0
+    milestones: dict[int, float] | None = None
 
     def __post_init__(self) -> None:
         if (self.lr is None) == (self.base_lr_per_256 is None):
@@ -54,6 +61,12 @@ class OptimizerSettings:
                 raise InputError(f"optimizer.{name} is {value}", "give a number from 0 on")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimizer.betas are {list(self.betas)}", "give two numbers in [0, 1), such as 0.9, 0.95")
+
+        milestones = self.milestones or {}
+        if milestones and self.schedule != "constant":
+            raise InputError("optimizer.milestones go with the schedule constant", "leave them out, or set it")
+        if not all(at > 0 and 0 <= factor < math.inf for at, factor in milestones.items()):
+            raise InputError(f"optimizer.milestones are {milestones}", "give steps above 0 and factors from 0 on")
 
     def peak_lr(self, global_batch: int) -> float:
         """The learning rate at the top of the schedule for a global batch in images."""
@@ -89,6 +102,11 @@ class Objective(pl.LightningModule):
     Attributes:
         views: what every sample has to hold, set by the subclass.
         num_frames: T of a clip; 1 for single frames.
+        mean, std: of pixels in [0, 1], per channel; what `normalize` subtracts and divides by, and the card says.
+        initial_weights: what training starts from instead of a random initialisation (`headcam fit --init`), see
+            `headcam.ssl.published.initial_weights`.
+        attention: the backend in use, once the network is built.
+        step_check: means and verdict of the newest optimizer step.
         view_stages: (first optimizer step, views) of runs that change resolution on the way; else one stage.
         img_size: (H, W) that probes cut pictures to.
     """
@@ -96,6 +114,9 @@ class Objective(pl.LightningModule):
     name: str  # of the objective, as cards and reports spell it
     views: tuple[ViewLaw, ...]
     num_frames: int = 1
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    initial_weights: str | None = None
 
     def __init__(
         self, build: Callable[[], nn.Module], optimizer: OptimizerSettings | None, compute: ComputeSettings | None
@@ -107,6 +128,9 @@ class Objective(pl.LightningModule):
         with torch.device("meta"):
             object.__setattr__(self, "skeleton", build())  # not a submodule: it has no weights to train or save
         self.network: nn.Module | None = None
+        self.attention: str | None = None
+        self.step_check = StepCheck()
+        self._init_record: dict[str, Any] | None = None
         self.img_size: tuple[int, int] = self.skeleton.encoder.img_size
 
     @property
@@ -124,13 +148,27 @@ class Objective(pl.LightningModule):
         return 1
 
     def configure_model(self) -> None:
-        if self.network is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(torch.initial_seed())  # the run's seed, wherever the generator stands by now
-                self.network = self.build()
-            for module in self.network.modules():
-                if hasattr(module, "checkpointing"):
-                    module.checkpointing = self.compute_settings.checkpointing in ("all", module.checkpointing_part)
+        if self.network is not None:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed())  # the run's seed, wherever the generator stands by now
+            self.network = self.build()
+        if self.initial_weights:
+            from headcam.ssl.published.initial_weights import initialize
+
+            self._init_record = initialize(self.network, self.initial_weights)
+        device = "cpu" if self._trainer is None else self._trainer.strategy.root_device
+        self.attention, reason = resolve_backend(self.compute_settings.attention, device)
+        if reason:
+            say_once(reason)
+        set_attention_backend(self.network, self.attention)
+        for module in self.network.modules():
+            if hasattr(module, "checkpointing"):
+                module.checkpointing = self.compute_settings.checkpointing in ("all", module.checkpointing_part)
+        if self.compute_settings.compile:
+            self.network.compile()  # in place: names of weights stay
+        if self.device_mesh is not None:
+            shard(self.network, self.device_mesh["data_parallel"])
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Losses of a batch: `loss`, which is minimised, and whatever else is worth a column in the log; scalars."""
@@ -138,9 +176,7 @@ class Objective(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         values = self.losses(batch)
-        self.check_finite(values["loss"])
-        for key, value in values.items():
-            self.log(f"train/{key}", value.detach(), batch_size=len(batch[self.views[0].name]))
+        self.step_check.add(values, share=1 / self.trainer.accumulate_grad_batches)
         return values["loss"]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -153,7 +189,10 @@ class Objective(pl.LightningModule):
         self.after_optimizer_step()
 
     def after_optimizer_step(self) -> None:
-        """Called once after every optimizer step (not after a micro-step), when `global_step` has been counted up."""
+        """Called once after every optimizer step (not after a micro-step); `global_step` still counts those before.
+
+        Also after one that was skipped, which on a GPU nobody has looked at yet: `step_check.bad` is 1.0 then.
+        """
 
     def example_batch(self, batch_size: int, device: str | torch.device = "meta") -> dict[str, Tensor]:
         """A batch of the shapes and types that training sees, for counting memory and work before any data is read."""
@@ -167,8 +206,8 @@ class Objective(pl.LightningModule):
         return batch
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) or (B, 3, T, H, W) -> float32, ImageNet mean and standard deviation."""
-        return normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+        """uint8 (B, 3, H, W) or (B, 3, T, H, W) -> float32, less `mean`, over `std`."""
+        return normalize(images, self.mean, self.std)
 
     def samples_per_step(self) -> int:
         """Samples that one optimizer step draws over all processes."""
@@ -178,30 +217,51 @@ class Objective(pl.LightningModule):
     def card(self) -> dict[str, Any]:
         """What is needed to rebuild the encoder with no other file, and what it has lived through."""
         encoder = self.skeleton.encoder
-        return {
+        arguments = (encoder if self.network is None else self.encoder).arguments  # weights from elsewhere may add one
+        card = {
             "contract": "card",
             "version": 1,
             "headcam": headcam.__version__,
             "objective": self.name,
-            "architecture": {"class": type(encoder).__name__, "arguments": encoder.arguments},
+            "architecture": {"class": type(encoder).__name__, "arguments": arguments},
             "parameters": sum(p.numel() for p in encoder.parameters()),
             "parameters_total": sum(p.numel() for p in self.skeleton.parameters()),
             "img_size": list(self.img_size),
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
+            "mean": list(self.mean),
+            "std": list(self.std),
         }
+        return card if self._init_record is None else {**card, "init": self._init_record}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.setdefault("headcam_card", self.card())  # a run folder's card says more, and comes before
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        theirs, ours = checkpoint["headcam_card"], self.card()
+        theirs = checkpoint["headcam_card"]
+        self._adopt_position_field(theirs["architecture"]["arguments"].get("position_field"))
+        ours = self.card()
+        architecture = {**theirs["architecture"], "arguments": self._completed(theirs["architecture"]["arguments"])}
+        theirs = {**theirs, "architecture": architecture}
         for what in ("objective", "architecture", "parameters_total"):
             if theirs[what] != ours[what]:
                 raise InputError(
                     f"the checkpoint holds another model: its {what} is {_differences(theirs[what], ours[what])}",
                     "resume with the config that the checkpoint was trained with (config.yaml of its run folder)",
                 )
+        self._init_record = theirs.get("init")
+
+    def _adopt_position_field(self, field: list[int] | None) -> None:
+        """Let encoders count positions as in the checkpoint, which began with weights of another resolution."""
+        if field is not None and self.network is not None:
+            for encoder in (self.encoder, getattr(self.network, "student_encoder", None)):
+                if encoder is not None:
+                    encoder.position_field = tuple(field)
+                    encoder.arguments["position_field"] = list(field)
+
+    def _completed(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """`arguments` of an encoder of an older version, with those that were added since at their defaults."""
+        parameters = inspect.signature(type(self.skeleton.encoder)).parameters
+        added = [name for name in self.skeleton.encoder.arguments if name not in arguments and name in parameters]
+        return arguments | {name: parameters[name].default for name in added}
 
     def configure_optimizers(self) -> dict[str, Any]:
         settings, total = self.optimizer_settings, self.trainer.max_steps
@@ -212,18 +272,19 @@ class Objective(pl.LightningModule):
         else:
 
             def factor(step: int) -> float:
-                return warmup_constant(step, warmup_steps=settings.warmup_steps)
+                return warmup_constant(step, warmup_steps=settings.warmup_steps, milestones=settings.milestones)
 
         optimizer = torch.optim.AdamW(
             parameter_groups(self.network, settings.weight_decay),
             lr=settings.peak_lr(self.samples_per_step() * self.views_per_sample),
             betas=settings.betas,
-            fused=not self._scales_gradients(),
+            fused=not self.scales_gradients,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _scales_gradients(self) -> bool:
+    @property
+    def scales_gradients(self) -> bool:
         """Whether gradients are scaled (fp16): a fused optimizer would undo that inside its step, after clipping."""
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
@@ -233,29 +294,21 @@ class Objective(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as `trainer.gradient_clip_val` says; Lightning refuses that for fused optimizers under bf16 too."""
-        if self._scales_gradients() or not gradient_clip_val:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(self.network.parameters(), gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        """Judge the step, then clip as `trainer.gradient_clip_val` says.
 
-    def check_finite(self, loss: Tensor) -> None:
-        """Stop with one line where the loss is no number any more; earlier checkpoints are untouched.
-
-        Looked at in every step on a CPU, elsewhere where the loss is logged anyway: reading it makes a GPU wait.
+        Called once an optimizer step, when gradients are complete and before they are used. Lightning's own clipping
+        refuses fused optimizers under bf16, too.
         """
-        every = self.trainer.log_every_n_steps or self.trainer.max_steps
-        if loss.device.type != "cpu" and self.global_step % every:
-            return
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
-            raise InputError(
-                f"the loss became {value} at step {self.global_step} (learning rate {rates[0]:.3g})",
-                "lower the learning rate or set trainer.gradient_clip_val, and resume from the last checkpoint",
-            )
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        bad = self.step_check.close(whole(norm))
+        for key, value in self.step_check.values.items():
+            self.log(f"train/{key}", value)
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        skip_where(bad, optimizer)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -16,10 +16,11 @@ from torch import nn
 
 from headcam.errors import InputError
 from headcam.files import atomic_file, sha256_file, write_json
+from headcam.ssl.resnet import ResNet
 from headcam.ssl.vit import VisionTransformer
 
 VERSION = 1
-ARCHITECTURES = {"VisionTransformer": VisionTransformer}  # what cards may name
+ARCHITECTURES = {"VisionTransformer": VisionTransformer, "ResNet": ResNet}  # what cards may name
 _PREFIX = "network.encoder."  # of the encoder in a Lightning checkpoint of ours
 
 

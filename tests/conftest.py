@@ -48,6 +48,36 @@ def stores(tmp_path_factory) -> tuple[Path, Path]:
     return root / "store_train", root / "store_val"
 
 
+def write_clip(path: Path, seconds: int, seed: int, rate: int = 10) -> Path:
+    """A video in which a colourful picture drifts to the left: every frame differs, and so does every video."""
+    import av
+
+    wide = smooth_picture(np.random.default_rng(seed), height=72, width=96 + 2 * seconds * rate)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast", "crf": "28"})
+        stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv420p"
+        for k in range(seconds * rate):
+            picture = np.ascontiguousarray(wide[:, 2 * k : 2 * k + 96])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory) -> tuple[Path, Path]:
+    """Indexes of three videos to train on (24 s each) and one held out (6 s)."""
+    from headcam.video.index import index
+
+    root = tmp_path_factory.mktemp("recordings")
+    for name, seeds in (("train", (0, 1, 2)), ("val", (3,))):
+        (root / name).mkdir()
+        seconds = 24 if name == "train" else 6
+        for seed in seeds:
+            write_clip(root / name / f"{seed}.mp4", seconds, seed)
+        index(root / name, root / f"{name}.parquet", processes=1)
+    return root / "train.parquet", root / "val.parquet"
+
+
 @pytest.fixture
 def fit_config(stores, tmp_path):
     """Function that writes a config of a small run and returns its path; keyword arguments change it."""

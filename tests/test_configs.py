@@ -1,23 +1,26 @@
-"""Every shipped recipe parses, builds the model that its header states, and takes a step at a small size."""
+"""Every shipped recipe parses, builds the model that its header states, and takes a step at a small size.
+
+The small size comes from an overlay: `tests/overlays/<objective>.yaml`, given after the recipe.
+"""
 
 import re
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from headcam.cli import main
+from headcam.ssl.restore import objective_from_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("ssl/*.yaml"))
 DEMO = sorted((ROOT / "configs").glob("demo/*.yaml"))
-# A recipe cut down to what a test can afford; what makes it that recipe (objective, optimizer, masks, crops) stays.
-SMALL = (
-    "--model.embed_dim=64", "--model.depth=2", "--model.num_heads=4", "--model.decoder_embed_dim=32",
-    "--model.decoder_depth=1", "--model.decoder_num_heads=4", "--data.batch_size=2", "--data.num_workers=0",
-    "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false",
+TRAINER = (
+    "--data.batch_size=2", "--data.num_workers=0", "--trainer.max_steps=1", "--trainer.accelerator=cpu",
+    "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.num_nodes=1", "--trainer.enable_progress_bar=false",
+    "--trainer.precision=32-true",
 )  # fmt: skip
+CONVOLUTIONAL = ("--model.embed_dim=null", "--model.depth=null", "--model.num_heads=null")  # as they are: no such sizes
 
 
 def name(path: Path) -> str:
@@ -36,16 +39,8 @@ def test_a_recipe_parses_and_builds_the_model_that_its_header_states(path, capsy
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["trainer"]["max_steps"] > 0
 
-    module, _, kind = config["model"]["class_path"].rpartition(".")
-    arguments = dict(config["model"]["init_args"])
-    if isinstance(arguments["img_size"], list):
-        arguments["img_size"] = tuple(arguments["img_size"])
-    from headcam.ssl.objective import OptimizerSettings
-
-    arguments["optimizer"] = OptimizerSettings(**arguments["optimizer"])
-    with torch.device("meta"):
-        model = getattr(__import__(module, fromlist=[kind]), kind)(**arguments)
-    assert all(parameter.is_meta for parameter in model.parameters())
+    model = objective_from_config(config["model"])
+    assert all(parameter.is_meta for parameter in model.skeleton.parameters()) and model.network is None
     stated = re.search(r"^# encoder parameters: ([\d,]+)", path.read_text("utf-8"), re.MULTILINE)
     if stated:
         assert model.card()["parameters"] == int(stated[1].replace(",", ""))
@@ -61,10 +56,24 @@ def test_a_recipe_states_its_source_and_its_size(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
-def test_a_recipe_takes_a_step_at_a_small_size(path, stores, tmp_path):
-    patch = yaml.safe_load(path.read_text("utf-8"))["model"]["init_args"]["patch_size"]
-    data = (f"--data.train=[{stores[0]}]", f"--data.val=[{stores[1]}]", f"--model.img_size={4 * patch}")
-    assert main(["fit", "--config", str(path), "--out", str(tmp_path / "run"), *SMALL, *data]) == 0
+def test_a_recipe_takes_a_step_at_a_small_size(path, stores, recordings, tmp_path):
+    model = yaml.safe_load(path.read_text("utf-8"))["model"]
+    kind, settings = model["class_path"].split(".")[-2], model["init_args"]
+    small = ["--config", str(path), "--config", str(ROOT / "tests" / "overlays" / f"{kind}.yaml"), *TRAINER]
+    patch = settings.get("patch_size", 16)
+    small.append(f"--model.img_size={4 * patch}")
+    if kind == "dino":
+        small.append(f"--model.local_crops_size={2 * patch}")
+    if settings.get("resolutions"):
+        small.append(f"--model.resolutions={{'0': {2 * patch}, '1': {4 * patch}}}")
+    if str(settings.get("backbone", "")).startswith("resne"):
+        small += CONVOLUTIONAL
+    if kind in ("mae", "dino"):
+        small += [f"--data.train=[{stores[0]}]", f"--data.val=[{stores[1]}]"]
+    else:
+        small.append(f"--data.train=[{recordings[0]}]")
+        small += ["--data.hold_out=0.4"] if kind == "temporal_classification" else [f"--data.val=[{recordings[1]}]"]
+    assert main(["fit", *small, "--out", str(tmp_path / "run")]) == 0
     metrics = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert len(metrics) == 2 and "val/loss" in metrics[0]
     assert (tmp_path / "run" / "weights.safetensors").is_file()

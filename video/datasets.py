@@ -1,19 +1,23 @@
 """From a plan to pictures: the data sets that loaders read.
 
-A source yields the picture of a unit, cut and resized: `StoreSource` from a frame store (JPEG bytes by offset),
-`VideoSource` straight from the recordings. The data sets only join a plan and a source; item i is a pure function of
-i, so neither workers nor restarts change it.
+A source yields views of the picture of a unit, cut and resized: `StoreSource` from a frame store (JPEG bytes by
+offset), `VideoSource` straight from the recordings; `headcam.video.clip_sources` has those whose units are clips. The
+data sets only join a plan and a source; item i is a pure function of i, so neither workers nor restarts change it.
 
 Only verified seconds are drawn from: what `headcam scan` put into quarantine is no unit of a `VideoSource`, and was no
 frame when the store was made. A picture that cannot be decoded all the same is replaced by another draw from the same
 law, and its item says so; what is not there at all (a file or shard that is gone or cut short) stops the run, since
 copying it again mends it.
 
-Items: `image` (3, H, W) uint8 and `noise` (L,) float32, ready for the loader's default collation; `undecoded`, a list
-of `Undecoded`, where pictures had to be replaced.
+Items hold what the objective's `ViewLaw`s ask for, ready for the loader's default collation: under `law.name` uint8 (3,
+H, W), for a clip (3, T, H, W), with a first dimension V where `law.count` is given; under `law.noise_key` float32
+(noise,) or (V, noise). Training items add `sample`, their number; both add `episode` where an objective predicts it;
+and `undecoded`, a list of `Undecoded`, stands where pictures had to be replaced.
 """
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,28 +30,33 @@ from torch.utils.data import Dataset
 
 from headcam.errors import DecodeError, InputError
 from headcam.randomness import permuted
+from headcam.video.colour import apply_colour
+from headcam.video.episodes import Episodes
 from headcam.video.quarantine import Quarantine, quarantine_of, verified_stretches
 from headcam.video.readers import open_reader
 from headcam.video.recording_index import RecordingIndex, recording_facts
 from headcam.video.recordings import recordings_hash
 from headcam.video.sampling.accounting import Undecoded
 from headcam.video.sampling.manifest import Manifest
-from headcam.video.sampling.plan import FramePlan, Sample, mask_noise
+from headcam.video.sampling.plan import FramePlan, Sample, View, draw_views, mask_noise
 from headcam.video.sampling.units import FrameUnits, JoinedUnits, RecordingFacts, StretchUnits, Units
+from headcam.video.sampling.views import ViewLaw
 from headcam.video.stores.frame_store import FrameStore
-from headcam.video.transforms import Box, center_box, crop_array, decode_crop
+from headcam.video.transforms import Cut, center_box, crop_array, decode_cuts
 
 _MOST_DRAWS = 8  # for one sample: its own and seven replacements, after which more than bad luck is at work
 
 
 class FrameSource(Protocol):
-    """Pictures of units."""
+    """Pictures, or clips, of units."""
 
     units: Units
 
-    def picture(self, unit: int, time_s: float, crop: Box, size: tuple[int, int], flip: bool) -> np.ndarray:
-        """The box `crop` of the unit's frame at `time_s`, resized to `size` (height, width): (H, W, 3) uint8.
+    def views(self, unit: int, time_s: float, cuts: Sequence[Cut]) -> list[np.ndarray]:
+        """All `cuts` of the unit's frame at `time_s`, decoded once: (H, W, 3) uint8 each; of a clip (T, H, W, 3).
 
+        Args:
+            cuts: at least one; their boxes are in pixels of the upright picture (`units.size_of`).
         Raises:
             DecodeError: the picture is damaged.
             InputError: it is not there.
@@ -82,9 +91,9 @@ class StoreSource:
         )
         self.units = units if manifest is None else units.restricted(manifest.stretches)
 
-    def picture(self, unit: int, time_s: float, crop: Box, size: tuple[int, int], flip: bool) -> np.ndarray:
+    def views(self, unit: int, time_s: float, cuts: Sequence[Cut]) -> list[np.ndarray]:
         row = int(self.units.row[unit])
-        return decode_crop(self.store.jpeg(row), crop, size, flip, name=f"picture {row} of {self.store.folder}")
+        return decode_cuts(self.store.jpeg(row), cuts, name=f"picture {row} of {self.store.folder}")
 
     def origin(self) -> dict[str, Any]:
         return {name: self.store.metadata.get(name) for name in ("recordings_hash", "quarantine_hash")}
@@ -119,7 +128,7 @@ class VideoSource:
         units = _verified_units(self.index.table, rows, found, unit_seconds)
         self.units = units if manifest is None else units.restricted(manifest.stretches)
 
-    def picture(self, unit: int, time_s: float, crop: Box, size: tuple[int, int], flip: bool) -> np.ndarray:
+    def views(self, unit: int, time_s: float, cuts: Sequence[Cut]) -> list[np.ndarray]:
         path, keyframes = self.locate(unit)
         try:
             with open_reader(path, self.backend, keyframes=keyframes) as reader:
@@ -128,7 +137,7 @@ class VideoSource:
             if os.path.exists(path):
                 raise
             raise InputError(f"{path} is gone", "bring it back, or index the folder again") from error
-        return crop_array(frame.image, crop, size, flip)
+        return [crop_array(frame.image, *cut) for cut in cuts]
 
     def locate(self, unit: int) -> tuple[str, list[int] | None]:
         """Path of the recording that a unit is part of, and its key frames (None for a still picture)."""
@@ -177,27 +186,30 @@ class JoinedSource:
         self.sources = sources
         self.units = JoinedUnits([s.units for s in sources])
 
-    def picture(self, unit: int, time_s: float, crop: Box, size: tuple[int, int], flip: bool) -> np.ndarray:
+    def views(self, unit: int, time_s: float, cuts: Sequence[Cut]) -> list[np.ndarray]:
         which = int(self.units.part_of(unit))
-        return self.sources[which].picture(unit - int(self.units.first[which]), time_s, crop, size, flip)
+        return self.sources[which].views(unit - int(self.units.first[which]), time_s, cuts)
 
 
 class PlannedFrames(Dataset):
     """Training samples: item i is sample i of the plan, for any i >= 0.
 
+    Args:
+        plan, source: what to draw, and where its pictures are; of the same units.
+        episode_of: number of a unit -> its episode, where items say it.
     Raises:
         InputError: neither a sample's own picture nor any of several replacements can be decoded, or one is missing.
     """
 
-    def __init__(self, plan: FramePlan, source: FrameSource, size: tuple[int, int]):
-        self.plan, self.source, self.size = plan, source, size
+    def __init__(self, plan: FramePlan, source: FrameSource, episode_of: Callable[[int], int] | None = None):
+        self.plan, self.source, self.episode_of = plan, source, episode_of
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         i = int(i)
-        sample, undecoded = self.plan.sample(i), []
+        laws, sample, undecoded = self.plan.laws(i), self.plan.sample(i), []
         while True:
             try:
-                image = self.source.picture(sample.unit, sample.time_s, sample.crop, self.size, sample.flip)
+                item = _viewed(self.source, sample.unit, sample.time_s, laws, sample.views)
                 break
             except DecodeError as error:
                 undecoded.append(self._undecoded(sample, len(undecoded), error))
@@ -207,7 +219,9 @@ class PlannedFrames(Dataset):
                         "find the damage with headcam scan, so that training uses verified seconds only",
                     ) from error
                 sample = self.plan.replacement(i, len(undecoded))
-        item = {"image": _to_tensor(image), "noise": torch.from_numpy(sample.noise)}
+        item["sample"] = torch.tensor(i)
+        if self.episode_of is not None:
+            item["episode"] = torch.tensor(self.episode_of(sample.unit))
         return item | {"undecoded": undecoded} if undecoded else item
 
     def _undecoded(self, sample: Sample, attempt: int, error: DecodeError) -> Undecoded:
@@ -219,15 +233,32 @@ class PlannedFrames(Dataset):
 
 
 class HeldOutFrames(Dataset):
-    """Validation samples: centre crops in a fixed mixed order, each with a mask that never changes.
+    """Validation samples: every unit once, in a fixed mixed order, each with views and noise that never change.
 
-    The order is mixed so that the first batches already show many recordings (`trainer.limit_val_batches`). Noise does
-    not depend on the run's seed: losses of all runs are on the same masks. A picture that cannot be decoded is an
-    error: losses of two runs must not be of different pictures.
+    A law whose `held_out` is `centre` gives the largest central crop (and no dimension V), `same` gives the law's own
+    draws; the frame is that at the unit's start. The order is mixed so that the first batches already show many
+    recordings (`trainer.limit_val_batches`). Nothing depends on the run's seed: losses of all runs are on the same
+    views and masks. A picture that cannot be decoded is an error: losses of two runs must not be of different pictures.
+
+    Args:
+        source: of the pictures.
+        laws: of the views, see `ViewLaw`.
+        scale, flip: for laws with `held_out` `same` that leave them open.
+        episode_of: number of a unit -> its episode, where items say it.
     """
 
-    def __init__(self, source: FrameSource, size: tuple[int, int], num_patches: int):
-        self.source, self.size, self.num_patches = source, size, num_patches
+    def __init__(
+        self,
+        source: FrameSource,
+        laws: Sequence[ViewLaw],
+        scale: tuple[float, float] = (0.2, 1.0),
+        flip: float = 0.5,
+        episode_of: Callable[[int], int] | None = None,
+    ):
+        self.source, self.episode_of = source, episode_of
+        self.laws = tuple(
+            replace(law, count=None) if law.held_out == "centre" else law.with_defaults(scale, flip) for law in laws
+        )
 
     def __len__(self) -> int:
         return len(self.source.units)
@@ -235,11 +266,62 @@ class HeldOutFrames(Dataset):
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         units = self.source.units
         unit = int(permuted(np.int64(i), len(units), 0, "held out"))
-        width, height = units.size_of(unit)
-        box = center_box(int(width), int(height), self.size)
-        image = self.source.picture(unit, float(units.time_of(unit)), box, self.size, False)
-        return {"image": _to_tensor(image), "noise": torch.from_numpy(mask_noise(0, unit, self.num_patches))}
+        item = _viewed(self.source, unit, float(units.time_of(unit)), self.laws, self._views(unit))
+        if self.episode_of is not None:
+            item["episode"] = torch.tensor(self.episode_of(unit))
+        return item
+
+    def _views(self, unit: int) -> list[tuple[View, ...]]:
+        width, height = (int(side) for side in self.source.units.size_of(unit))
+        views = []
+        for law in self.laws:
+            if law.held_out == "same":
+                views += draw_views([law], width, height, 0, unit, before=f"held out {law.name} ")
+            else:
+                purpose = "mask" if law is self.laws[0] else f"mask {law.name} 0"
+                noise = mask_noise(0, unit, law.noise, purpose)
+                views.append((View(center_box(width, height, law.size), False, None, noise),))
+        return views
+
+
+@dataclass(frozen=True)
+class UnitEpisodes:
+    """Number of a unit -> the episode that it starts in.
+
+    Args:
+        units: the units.
+        episodes: of the recordings that `recordings` point to.
+        recordings: (R,) int64, for each recording of `units` its position among those of `episodes`.
+    """
+
+    units: Units
+    episodes: Episodes
+    recordings: np.ndarray
+
+    def __call__(self, unit: int) -> int:
+        recording = self.recordings[self.units.recording_of(np.int64(unit))]
+        return int(self.episodes.episode_of(recording, self.units.time_of(np.int64(unit))))
+
+
+def _viewed(
+    source: FrameSource, unit: int, time_s: float, laws: Sequence[ViewLaw], views: Sequence[Sequence[View]]
+) -> dict[str, Any]:
+    """The item of these views: pixels and noise of every law."""
+    cuts = [Cut(view.crop, law.size, view.flip) for law, group in zip(laws, views) for view in group]
+    pictures = iter(source.views(unit, time_s, cuts))
+    item = {}
+    for law, group in zip(laws, views):
+        shown = [
+            image if view.colour is None else apply_colour(image, view.colour) for view, image in zip(group, pictures)
+        ]
+        pixels = [_to_tensor(image) for image in shown]
+        item[law.name] = pixels[0] if law.count is None else torch.stack(pixels)
+        if law.noise:
+            noise = [torch.from_numpy(view.noise) for view in group]
+            item[law.noise_key] = noise[0] if law.count is None else torch.stack(noise)
+    return item
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    """(H, W, 3) -> (3, H, W), (T, H, W, 3) -> (3, T, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))

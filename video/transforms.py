@@ -1,14 +1,14 @@
 """From a compressed picture to a training crop: exact functions of parameters that were drawn elsewhere.
 
-The plan draws a `Box` and a flip for every sample (`crop_box` is the law); here they are carried out.
+The plan draws a `Box` and a flip for every view of a sample (`crop_box` is the law); here they are carried out.
 
-    bytes ──header──▶ smallest n/8 scale ──decode──▶ pixels ──one bicubic resample of the box──▶ (H, W, 3) uint8
+    bytes ──header──▶ smallest n/8 scale ──decode──▶ pixels ──one bicubic resample of each box──▶ (H, W, 3) uint8
     batch of them (B, 3, H, W) ──normalize, on the batch's device──▶ float32
 
-A JPEG is decoded at the smallest n/8 of its size at which the box still covers the wanted size: the inverse cosine
-transform then yields the small picture at once, which saves most of the work on a large frame. The box is carried over
-to the scaled picture without rounding; rounding it to whole pixels there costs 10 dB. What the scaled decoder refuses
-(CMYK, PNG, WebP ...) goes through Pillow at full size, with the same result within rounding.
+A JPEG is decoded once for all views, at the smallest n/8 of its size at which every box still covers its wanted size:
+the inverse cosine transform then yields the small picture at once, which saves most of the work on a large frame. Boxes
+are carried over to the scaled picture without rounding; rounding it to whole pixels there costs 10 dB. What the scaled
+decoder refuses (CMYK, PNG, WebP ...) goes through Pillow at full size, with the same result within rounding.
 
 Conventions: pictures are RGB in the orientation in which they are stored (EXIF is not applied); sizes are (H, W);
 positions are in pixels with the origin at the upper left corner of the upper left pixel. Nothing here starts threads.
@@ -16,6 +16,7 @@ positions are in pixels with the origin at the upper left corner of the upper le
 
 import io
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,14 @@ class Box(NamedTuple):
     top: float
     width: float
     height: float
+
+
+class Cut(NamedTuple):
+    """A view of a picture, or of every frame of a clip: `box` in pixels of it, resampled to `size`, mirrored or not."""
+
+    box: Box
+    size: tuple[int, int]  # (H, W)
+    flip: bool = False
 
 
 def crop_box(
@@ -117,34 +126,39 @@ def crop_array(image: np.ndarray, box: Box, size: tuple[int, int], flip: bool = 
 def decode_crop(
     data: bytes, box: Box, size: tuple[int, int], flip: bool = False, name: str = "a picture"
 ) -> np.ndarray:
-    """Decode no more of a compressed picture than `crop_array` needs, and crop it.
+    """One view by `decode_cuts`: (H, W, 3) uint8 RGB of its own."""
+    return decode_cuts(data, [Cut(box, size, flip)], name)[0]
+
+
+def decode_cuts(data: bytes, cuts: Sequence[Cut], name: str = "a picture") -> list[np.ndarray]:
+    """Decode no more of a compressed picture than `crop_array` needs for all `cuts`, once, and cut them.
 
     Args:
         data: a JPEG (fast path), or anything that Pillow reads.
-        box: in pixels of the full-size picture.
-        size: (H, W) of the result.
-        flip: mirror left to right.
+        cuts: at least one, their boxes in pixels of the full-size picture.
         name: what to call the picture in errors.
     Returns:
-        (H, W, 3) uint8 RGB of its own.
+        for each cut (H, W, 3) uint8 RGB of its own.
     Raises:
         DecodeError: the bytes are truncated, damaged or no picture.
-        InputError: the box is empty or leaves the picture.
+        InputError: a box is empty or leaves the picture.
     """
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return crop_array(_decode_by_pillow(data, name), box, size, flip)
-    _check_inside(box, width, height)
-    n = _eighths(box, size)
-    try:
-        # "RGB" is refused for CMYK; the least size asked for is the scaled one exactly, so that it is n/8.
-        image = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=-(-height * n // _EIGHTHS), min_width=-(-width * n // _EIGHTHS)
-        )
-    except ValueError:
-        return crop_array(_decode_by_pillow(data, name), box, size, flip)
-    return crop_array(image, Box(*(n / _EIGHTHS * value for value in box)), size, flip)
+        image, n = _decode_by_pillow(data, name), _EIGHTHS
+    else:
+        for cut in cuts:
+            _check_inside(cut.box, width, height)
+        n = max(_eighths(cut.box, cut.size) for cut in cuts)
+        try:
+            # "RGB" is refused for CMYK; the least size asked for is the scaled one exactly, so that it is n/8.
+            image = simplejpeg.decode_jpeg(
+                data, "RGB", min_height=-(-height * n // _EIGHTHS), min_width=-(-width * n // _EIGHTHS)
+            )
+        except ValueError:
+            image, n = _decode_by_pillow(data, name), _EIGHTHS
+    return [crop_array(image, Box(*(n / _EIGHTHS * value for value in box)), size, flip) for box, size, flip in cuts]
 
 
 def normalize(

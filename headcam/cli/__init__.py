@@ -21,7 +21,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "subset": ("headcam.cli.subset", "draw nested subsets by hours, as manifests that a run can be restricted to"),
     "store": ("headcam.cli.store", "decode recordings once into shards of small JPEG frames, or of short clips"),
     "fit": ("headcam.cli.fit", "train a model (the Lightning command line: --config, --trainer.max_steps, ...)"),
+    "plan": ("headcam.cli.plan", "say before a run what it takes: batch, learning rate, steps, time, memory by part"),
     "probe": ("headcam.cli.probe", "score an encoder by k nearest neighbours and a linear probe, beside baselines"),
+    "show": ("headcam.cli.show", "pictures of what a model completes and of what it attends to"),
+    "export": ("headcam.cli.export", "embeddings of pictures or headcam frames, as Parquet or npz"),
+    "zoo": ("headcam.cli.zoo", "published models: list them, and convert them exactly to this layout"),
 }
 
 

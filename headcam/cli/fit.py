@@ -1,12 +1,12 @@
 """`headcam fit`: the Lightning command line with a run folder, one-line errors and exact resume.
 
 Conventions are Lightning's (`--config`, `--print_config`, `--trainer.max_steps`, `--model.…`, `--data.…`,
-`--ckpt_path`); added are `--out`, the run folder, and `--checkpoint_every`. The same command on a folder that holds an
-unfinished run of the same config goes on with it.
+`--ckpt_path`); added are `--out`, the run folder, `--checkpoint_every`, `--init` (weights to start from), `--health.…`
+and `--plan_memory`. The same command on a folder that holds an unfinished run of the same config goes on with it, also
+on another number of processes. Exit status beside the usual ones: 143, stopped by SIGTERM or SIGUSR1 between two steps.
 """
 
 import logging
-import sys
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,21 +15,34 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from headcam.cli.options import HelpFormatter, config_path, say, shipped_configs
 from headcam.errors import HeadcamError, InputError
 from headcam.runs import MetricsFile
 from headcam.ssl.objective import Objective
-from headcam.ssl.precision import resolve_precision
-from headcam.ssl.run_folder import RunFolder, TrainingProgress, WholeCheckpoints, checkpoints
+from headcam.ssl.training.distributed import AgreedError, CleanStop, Preflight, Stopped, say_once
+from headcam.ssl.training.health import HealthSettings, TrainingHealth
+from headcam.ssl.training.precision import resolve_precision
+from headcam.ssl.training.run_folder import RunFolder, TrainingProgress, WholeCheckpoints, checkpoints
 from headcam.ssl.weights import open_checkpoint
 from headcam.video.data_module import FrameDataModule
 
-# What may differ between the two configs of a stopped and a resumed run: no sample and no number depends on it.
-_HARMLESS = ("out", "ckpt_path", "data.init_args.num_workers", "checkpoint_every", "trainer.enable_progress_bar")
+# What may differ between the two configs of a stopped and a resumed run, with everything below it: no sample and no
+# number (beyond rounding) depends on it. What makes up the global batch may differ as well; `RunFolder` holds that
+# their product stays.
+_HARMLESS = (
+    *("out", "ckpt_path", "checkpoint_every", "health", "plan_memory", "model.init_args.compute"),
+    *("data.init_args.num_workers", "data.init_args.batch_size"),
+    *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches")),
+    *(f"trainer.{name}" for name in ("enable_progress_bar", "val_check_interval", "log_every_n_steps")),
+)
+_STOPPED = 143  # exit status: 128 + SIGTERM, as shells say it
 
 _USAGE = (
     "headcam fit --config FILE.yaml [--out FOLDER] [--trainer.max_steps N] [--model.KEY VALUE] [--data.KEY VALUE] ..."
@@ -51,6 +64,10 @@ _TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,
 }
+
+
+class _MemoryPlanned(Exception):
+    """The plan that `--plan_memory` asked for was made; nothing is trained."""
 
 
 class _Parser(LightningArgumentParser):
@@ -100,6 +117,13 @@ class _Fit(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", type=str | None, default=None, help="run folder (default: runs/<config's name>)")
         parser.add_argument("--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints")
+        parser.add_argument(
+            "--init", type=str | None, default=None, help="start from weights: zoo:NAME, a run folder or a weights file"
+        )
+        parser.add_argument(
+            "--plan_memory", type=bool, default=False, help="say what a step takes on the device, and train nothing"
+        )
+        parser.add_class_arguments(HealthSettings, "health")
 
     def before_instantiate_classes(self) -> None:
         config = self.config.fit
@@ -108,24 +132,66 @@ class _Fit(LightningCLI):
                 f"trainer.max_steps is {config.trainer.max_steps}: a run's length is given in optimizer steps",
                 "set --trainer.max_steps, for example to 10000",
             )
+        if config.plan_memory:  # of the precision that is asked for, whatever this machine can do
+            return
         accelerator = str(config.trainer.accelerator)
         on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
         config.trainer.precision, reason = resolve_precision(config.trainer.precision, on_cpu)
         if reason:
-            print(f"headcam: {reason}", file=sys.stderr)
+            say_once(reason)
         self.run = Path(config.out or _default_out(self._arguments))
         self.run_config = yaml.safe_dump(_plain_config(self), sort_keys=False)
-        config.ckpt_path = _checkpoint_to_resume(self.run, self.run_config, config.ckpt_path)
+        config.ckpt_path = self._checkpoint_to_resume(config.ckpt_path)
+
+    def _checkpoint_to_resume(self, wanted: str | None) -> str | None:
+        """The checkpoint that training goes on from, None for a new run; refuses a folder that is another run's."""
+        if wanted and not Path(wanted).is_file():
+            raise InputError(f"--ckpt_path {wanted} does not exist", "give a .ckpt file of a run")
+        if (self.run / "config.yaml").exists():
+            self._check_same(self.run / "config.yaml")
+        elif self.run.exists() and (not self.run.is_dir() or any(self.run.iterdir())):
+            raise InputError(f"--out {self.run} is there and holds no run", "choose another folder")
+        last = self.run / "checkpoints" / "last.ckpt"
+        checkpoint = wanted or (str(last) if last.exists() else None)
+        if checkpoint:
+            open_checkpoint(checkpoint)  # a damaged file is named now, not by Lightning in the middle of its start
+        return checkpoint
+
+    def _check_same(self, path: Path) -> None:
+        """Refuse to go on with a run whose config is another one; name the first key that differs."""
+        old, new = (_flat(yaml.safe_load(t)) for t in (path.read_text("utf-8"), self.run_config))
+        if set(new) - set(old):  # an older version wrote it; what it could not say has its default
+            parsed = self.parser.parse_args(["fit", "--config", str(path)])
+            old = _flat(_plain_config(self, parsed)) | old
+        for key in sorted(old | new):
+            harmless = any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
+            if not harmless and old.get(key) != new.get(key):
+                raise InputError(
+                    f"{path.parent} holds a run with another config: {key} is {old.get(key)} there and {new.get(key)} "
+                    "here",
+                    "choose another --out, or repeat the command that started that run to go on with it",
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = self.config_init.fit.trainer
-        folder = RunFolder(self.run, self.run_config)
-        own = [folder, checkpoints(self.run, self.config.fit.checkpoint_every)]
+        config = self.config_init.fit
+        trainer = config.trainer
+        if config.plan_memory:  # before there is a trainer, which may ask for devices that are elsewhere
+            say(_memory_table(self.model, trainer, self.datamodule.batch_size))
+            raise _MemoryPlanned
+        if config.init and not config.ckpt_path:  # a checkpoint brings its own weights
+            self.model.initial_weights = config.init
+        self.health = TrainingHealth(self.run, config.health)
+        folder = RunFolder(self.run, self.run_config, self.health)
+        saver = checkpoints(self.run, config.checkpoint_every)
+        own = [Preflight(), self.health, folder, saver, CleanStop(Path(saver.dirpath) / "last.ckpt")]
         if trainer.enable_progress_bar is not False:
             own.append(TrainingProgress(folder))
+        plugins = [WholeCheckpoints(), *_as_list(trainer.plugins)]
+        if SLURMEnvironment.detect() and not any(isinstance(one, ClusterEnvironment) for one in plugins):
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # see CleanStop, and configs/slurm/
         options = {
             "callbacks": [*own, *_as_list(trainer.callbacks)],
-            "plugins": [WholeCheckpoints(), *_as_list(trainer.plugins)],
+            "plugins": plugins,
             "default_root_dir": str(self.run),
         }
         return super().instantiate_trainer(**options, **kwargs)
@@ -140,20 +206,54 @@ def main(arguments: Sequence[str]) -> int:
         # Advice of Lightning's about loaders and loggers that headcam chose on purpose, and jsonargparse's own future.
         warnings.filterwarnings("ignore", module=r"lightning\..*|jsonargparse\..*")
         warnings.filterwarnings("ignore", message=r"(?s).*skip_none parameter was deprecated.*")
+        # Of FSDP2 about outputs that are views: none is changed in place.
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
         warnings.filterwarnings("ignore", message=r".*(does not have many workers|You are using `torch.load`).*")
-        cli = _fit(arguments)
+        try:
+            cli = _fit(arguments)
+        except _MemoryPlanned:
+            return 0
+        except Stopped as stop:
+            say_once(f"stopped by {stop.signal_name} after step {stop.step}, saved; the same command goes on")
+            return _STOPPED
+        except AgreedError:
+            if rank_zero_only.rank:
+                return 2
+            raise
         trainer, run = cli.trainer, cli.run
         last = (MetricsFile(run / "metrics.csv").rows() or [{}])[-1]
         validated = "val/loss" in last and int(last["step"]) == trainer.global_step
         # One process decides for all: the others may look before it has written.
-        if cli.datamodule.val_paths and not trainer.strategy.broadcast(validated):
+        if cli.datamodule.validates and not trainer.strategy.broadcast(validated):
             trainer.validate(cli.model, cli.datamodule, verbose=False)  # the last step was no validation step
     if trainer.is_global_zero:
         say(
             f"trained {trainer.global_step} steps; metrics, pictures and weights: {run}",
             f"{run / 'weights.safetensors'}",
         )
-    return 0
+    skipped = len(cli.health.skipped)
+    if skipped:
+        say_once(f"{skipped} steps were skipped: loss or gradient was no number; their samples: {cli.health.path}")
+    return 1 if skipped or any(getattr(callback, "alarms", None) for callback in trainer.callbacks) else 0
+
+
+def _memory_table(model: Objective, trainer: Any, batch_size: int) -> str:
+    """What a training step of `model` takes, for the devices, strategy and precision that the config names."""
+    from headcam.ssl.planning.memory_plan import plan_memory
+
+    devices = int(trainer.devices) if str(trainer.devices).isdigit() else 1
+    plan = plan_memory(
+        model,
+        trainer.precision or "32-true",
+        processes=devices * trainer.num_nodes,
+        shard=isinstance(trainer.strategy, ModelParallelStrategy),
+        accumulate=trainer.accumulate_grad_batches > 1,
+    )
+    lines = [plan.table(batch_size)]
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        lines.append(f"largest batch on {torch.cuda.get_device_name(0)}: {plan.largest_batch(total)}")
+    return "\n".join(lines)
 
 
 def _fit(arguments: Sequence[str]) -> _Fit:
@@ -187,25 +287,11 @@ def _cause(error: BaseException | None) -> HeadcamError | None:
     return error
 
 
-def _plain_config(cli: LightningCLI) -> dict[str, Any]:
-    """The complete config as plain values, in the form that `headcam fit --config` reads."""
-    text = cli.parser.dump(cli.config, skip_link_targets=False, skip_none=False, format="yaml")
+def _plain_config(cli: LightningCLI, config: Any = None) -> dict[str, Any]:
+    """A complete config (default: this command's) as plain values, in the form that `headcam fit --config` reads."""
+    config = cli.config if config is None else config
+    text = cli.parser.dump(config, skip_link_targets=False, skip_none=False, format="yaml")
     return yaml.safe_load(text)["fit"]
-
-
-def _checkpoint_to_resume(run: Path, config: str, wanted: str | None) -> str | None:
-    """The checkpoint that training goes on from, None for a new run; refuses a folder that is another run's."""
-    if wanted and not Path(wanted).is_file():
-        raise InputError(f"--ckpt_path {wanted} does not exist", "give a .ckpt file of a run")
-    if (run / "config.yaml").exists():
-        _check_same(run / "config.yaml", config)
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(f"--out {run} is there and holds no run", "choose another folder")
-    last = run / "checkpoints" / "last.ckpt"
-    checkpoint = wanted or (str(last) if last.exists() else None)
-    if checkpoint:
-        open_checkpoint(checkpoint)  # a damaged file is named now, not by Lightning in the middle of its start
-    return checkpoint
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -238,17 +324,6 @@ def _default_out(arguments: Sequence[str]) -> str:
     names = [Path(b).stem for a, b in pairwise(arguments) if a in ("--config", "-c")]
     names += [Path(a).stem for a in arguments if a.startswith("--config=")]
     return f"runs/{names[-1] if names else 'run'}"
-
-
-def _check_same(path: Path, text: str) -> None:
-    """Refuse to go on with a run whose config is another one; name the first key that differs."""
-    old, new = (_flat(yaml.safe_load(t)) for t in (path.read_text("utf-8"), text))
-    for key in sorted(old | new):
-        if key not in _HARMLESS and old.get(key) != new.get(key):
-            raise InputError(
-                f"{path.parent} holds a run with another config: {key} is {old.get(key)} there and {new.get(key)} here",
-                "choose another --out, or repeat the command that started that run to go on with it",
-            )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,3 +210,58 @@ def test_print_config_is_complete_and_loadable(fit_config, tmp_path, capsys):
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["init_args"]["decoder_num_heads"] == 4
     assert printed["trainer"]["max_steps"] == 12 and printed["data"]["init_args"]["scale"] == [0.2, 1.0]
+
+
+def test_a_memory_plan_trains_nothing(fit_config, tmp_path, capsys):
+    command = ["fit", "--config", str(fit_config()), "--out", str(tmp_path / "run"), "--plan_memory", "true"]
+    more = ["--trainer.precision=bf16-mixed", "--trainer.accelerator=cuda", "--trainer.devices=4"]
+    assert main([*command, *more]) == 0
+    said = capsys.readouterr()
+    assert "bf16-mixed" in said.out and "optimizer state" in said.out and "batch 8" in said.out
+    assert not (tmp_path / "run").exists() and said.err == ""
+
+
+def test_a_run_starts_from_another_one_s_weights(fit_config, tmp_path, capsys):
+    """With a learning rate of zero, what comes out is what went in."""
+    assert main(["fit", "--config", str(fit_config()), "--out", str(tmp_path / "a")]) == 0
+    still = {"optimizer": {"lr": 0.0, "base_lr_per_256": None}}
+    command = ["fit", "--config", str(fit_config("b", model=still, trainer={"max_steps": 6}))]
+    command += ["--out", str(tmp_path / "b"), "--init", str(tmp_path / "a")]
+    assert main(command) == 0
+    a, b = (load_encoder(tmp_path / name)[0].state_dict() for name in ("a", "b"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    card = json.loads((tmp_path / "b" / "card.json").read_text())
+    assert str(tmp_path / "a") in json.dumps(card["init"])
+    # A run that goes on needs them no more, and still says what it began with.
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert main(command) == 0
+    assert json.loads((tmp_path / "b" / "card.json").read_text())["init"] == card["init"]
+    assert main([*command[:-1], str(tmp_path / "moved")]) == 2
+    assert "init is " in capsys.readouterr().err
+
+
+def test_a_run_of_an_older_version_goes_on_with_defaults_for_what_it_could_not_say(fit_config, tmp_path, capsys):
+    command = ["fit", "--config", str(fit_config()), "--out", str(tmp_path / "a")]
+    assert main(command) == 0
+    path = tmp_path / "a" / "config.yaml"
+    old = yaml.safe_load(path.read_text())
+    del old["health"], old["init"], old["model"]["init_args"]["norm_pix_loss"], old["data"]["init_args"]["step_s"]
+    path.write_text(yaml.safe_dump(old))
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, "--model.norm_pix_loss=false"]) == 2
+    assert "norm_pix_loss is True there and False here" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_data(fit_config, tmp_path, capsys, stores):
+    frames = tmp_path / "frames"
+    command = ["fit", "--config", str(fit_config(data={"train": [str(frames)], "val": None})), "--out"]
+    command += [str(tmp_path / "a")]
+    shutil.copytree(stores[0], frames)
+    assert main([*command, "--checkpoint_every=2"]) == 0
+    shutil.rmtree(frames)
+    shutil.copytree(stores[1], frames)
+    capsys.readouterr()
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "was trained on other data: sample 96 and those behind it" in error and error.count("\n") == 1

@@ -1,11 +1,16 @@
 """The masked autoencoder against transformers' ViTMAE and timm's ViT, and what must hold for any."""
 
+from contextlib import nullcontext
+from functools import partialmethod
+
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
+from headcam.cli import main
 from headcam.errors import InputError
-from headcam.ssl.mae import MaskedAutoencoder, normalize_patches
+from headcam.ssl.mae import MAE, MaskedAutoencoder, normalize_patches
 from headcam.ssl.masking import num_visible, patchify, random_mask, unpatchify
 from headcam.ssl.positions import sincos_2d
 from headcam.ssl.vit import VisionTransformer
@@ -35,7 +40,7 @@ def transformers_twin(ours: MaskedAutoencoder):
             decoder_num_hidden_layers=len(decoder),
             decoder_num_attention_heads=decoder[0].attn.num_heads,
             decoder_intermediate_size=4 * ours.decoder_embed.out_features,
-            mask_ratio=1 - ours.keep / encoder.num_patches,
+            mask_ratio=ours.mask_ratio,
             norm_pix_loss=ours.norm_pix_loss,
             layer_norm_eps=1e-6,
         )
@@ -123,7 +128,7 @@ def test_visible_patches_do_not_enter_the_loss_and_hidden_ones_do_not_enter_the_
     torch.manual_seed(0)
     model = small(norm_pix_loss=False)
     images, noise = torch.randn(2, 3, 64, 64), torch.rand(2, 16)
-    mask = random_mask(noise, model.keep)
+    mask = random_mask(noise, model.num_visible(16))
     patches = patchify(images, 16)
     latent = model.encoder.forward_patches(patches, mask.ids_keep)
     hidden_changed = patches.scatter_add(1, mask.ids_masked.unsqueeze(-1).expand(-1, -1, 768), torch.ones(2, 12, 768))
@@ -166,10 +171,116 @@ def test_reconstruction_keeps_visible_patches():
     model = small(img_size=(48, 64))
     images, noise = torch.randn(2, 3, 48, 64), torch.rand(2, 12)
     masked, completed = model.reconstruct(images, noise)
-    binary = random_mask(noise, model.keep).as_binary()
+    binary = random_mask(noise, model.num_visible(12)).as_binary()
     area = unpatchify(binary.unsqueeze(-1).expand(-1, -1, 768), 16, (3, 4)).bool()
     assert torch.equal(masked[~area], images[~area]) and torch.equal(completed[~area], images[~area])
     assert (masked[area] == 0).all() and not torch.equal(completed[area], images[area])
+
+
+def test_a_network_works_at_another_resolution_as_one_that_is_built_for_it():
+    """The same weights and tables in a network of that size: same loss, same completion, same number of masked ones."""
+    torch.manual_seed(0)
+    model = small()
+    images, noise = torch.randn(2, 3, 32, 96), torch.rand(2, 12)
+    other = small(img_size=(32, 96))
+    weights = model.state_dict()
+    for name, width in (("encoder.pos_embed", 48), ("decoder_pos_embed", 32)):
+        weights[name] = sincos_2d(width, (2, 6), field=(4, 4))  # the field of view of the 4 x 4 grid
+    other.load_state_dict(weights)
+    ours, theirs = model(images, noise), other(images, noise)
+    assert ours["prediction"].shape == (2, 9, 768)
+    torch.testing.assert_close(ours["loss"], theirs["loss"], rtol=1e-6, atol=0)
+    for a, b in zip(model.reconstruct(images, noise), other.reconstruct(images, noise)):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def objective(**changes) -> MAE:
+    settings = dict(img_size=64, patch_size=16, embed_dim=48, depth=1, num_heads=4)
+    settings |= dict(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=4)
+    return MAE(**(settings | changes))
+
+
+def test_progressive_resolution_declares_its_stages():
+    module = objective(resolutions={200: 64, 0: 32, 100: 48})
+    stages = [(step, law.name, law.size, law.noise) for step, (law,) in module.view_stages]
+    assert stages == [(0, "image", (32, 32), 4), (100, "image", (48, 48), 9), (200, "image", (64, 64), 16)]
+    assert module.views == module.view_stages[-1][1]  # what is held out is looked at in full size
+    module.configure_model()
+    for _, (law,) in module.view_stages:
+        batch = {"image": torch.zeros(2, 3, *law.size, dtype=torch.uint8), "noise": torch.rand(2, law.noise)}
+        assert torch.isfinite(module.losses(batch)["loss"])
+    assert objective().view_stages == [(0, objective().views)]
+
+
+class Killed(Exception):
+    """What the run below dies of."""
+
+
+def test_a_run_changes_resolution_on_its_way_and_after_a_restart(fit_config, tmp_path, monkeypatch):
+    """Killed in the first stage and resumed, it ends with the weights of the run that was never stopped."""
+    seen: list[tuple[bool, int]] = []  # whether training, and side, of every batch with data (not of what is counted)
+    losses = MAE.losses
+
+    def watched(self, batch, lasting=99):
+        if not batch["image"].is_meta:
+            seen.append((self.training, batch["image"].shape[-1]))
+            if sum(training for training, _ in seen) > lasting:
+                raise Killed
+        return losses(self, batch)
+
+    config = fit_config(model={"resolutions": {0: 16, 3: 32}}, trainer={"val_check_interval": 2, "max_steps": 5})
+
+    def fit(run: str, lasting: int = 99) -> list[int]:
+        """Sides of the training batches of a run that dies after `lasting` of them."""
+        seen.clear()
+        monkeypatch.setattr(MAE, "losses", partialmethod(watched, lasting=lasting))
+        command = ["fit", "--config", str(config), "--out", str(tmp_path / run), "--checkpoint_every", "2"]
+        with pytest.raises(Killed) if lasting < 5 else nullcontext():
+            assert main(command) == 0
+        assert {side for training, side in seen if not training} == {32}  # validation is at full size
+        return [side for training, side in seen if training][:lasting]
+
+    assert fit("straight") == [16, 16, 16, 32, 32]
+    assert fit("stopped", lasting=2) == [16, 16]
+    assert fit("stopped") == [16, 32, 32]
+    straight, stopped = (load_file(tmp_path / run / "weights.safetensors") for run in ("straight", "stopped"))
+    assert all(torch.equal(value, stopped[name]) for name, value in straight.items())
+
+
+@pytest.mark.parametrize(
+    "changes, telling",
+    [
+        (dict(resolutions={10: 64}), r"model.resolutions start at step 10"),
+        (dict(resolutions={}), r"model.resolutions start at step none"),
+        (dict(resolutions={0: 32, 10: 48}), r"resolutions end with 48 x 48, but img_size is 64 x 64"),
+        (dict(resolutions={0: 40, 10: 64}), r"patch_size 16 does not divide the image side 40"),
+        (dict(resolutions={0: 16, 10: 64}), r"mask_ratio 0.75 masks none of 1 patches"),
+        (dict(img_size=(64, 32), resolutions={0: 64}), r"resolutions end with 64 x 64, but img_size is 64 x 32"),
+        (dict(positions="separable"), r"positions 'separable' do not fit 1 frames"),
+    ],
+)
+def test_a_schedule_of_resolutions_that_cannot_work_is_refused(changes, telling):
+    with pytest.raises(InputError, match=telling):
+        objective(**changes)
+
+
+def test_learned_positions_learn_and_go_into_the_card():
+    module = objective(positions="learned")
+    assert module.card()["architecture"]["arguments"]["positions"] == "learned"
+    module.configure_model()
+    torch.manual_seed(0)
+    batch = {"image": torch.randint(0, 256, (64, 3, 64, 64), dtype=torch.uint8), "noise": torch.rand(64, 16)}
+    module.losses(batch)["loss"].backward()
+    assert module.encoder.pos_embed.grad.abs().sum(dim=-1).min() > 0  # every place, and the class token
+    assert not module.network.decoder_pos_embed.requires_grad
+
+
+def test_another_mask_ratio_can_be_set_within_bounds():
+    model = small()
+    model.set_mask_ratio(0.5)
+    assert model(torch.zeros(1, 3, 64, 64), torch.rand(1, 16))["prediction"].shape[1] == 8
+    with pytest.raises(InputError, match="mask_ratio 0 masks none of 16 patches"):
+        model.set_mask_ratio(0.0)
 
 
 def test_it_learns_a_handful_of_pictures_and_not_noise():
@@ -207,3 +318,12 @@ def test_it_learns_a_handful_of_pictures_and_not_noise():
 def test_sizes_that_do_not_fit_are_refused_with_the_fix(changes, telling):
     with pytest.raises(InputError, match=telling):
         small(**changes)
+
+
+@pytest.mark.slow
+def test_2048_pixels_in_patches_of_16_take_a_step():
+    """16,384 patches, near the number of the retina's cones; attention never forms its matrix."""
+    model = small(img_size=2048, patch_size=16, embed_dim=32, depth=1, decoder_depth=1, mask_ratio=0.8)
+    out = model(torch.randn(1, 3, 2048, 2048), torch.rand(1, 16384))
+    out["loss"].backward()
+    assert out["prediction"].shape == (1, 16384 - 3276, 768) and torch.isfinite(out["loss"])

@@ -1,11 +1,17 @@
-"""Learning-rate schedules at their corners, and against the published formula."""
+"""Schedules at their corners, and against the published formulas."""
 
 import math
 from itertools import pairwise
 
 import pytest
 
-from headcam.ssl.schedules import warmup_constant, warmup_cosine
+from headcam.ssl.schedules import (
+    cosine_between,
+    linear_between,
+    momentum_for_batch,
+    warmup_constant,
+    warmup_cosine,
+)
 
 
 def test_cosine_at_its_corners():
@@ -34,3 +40,35 @@ def test_degenerate_lengths_stay_in_range(warmup, total):
 def test_constant():
     assert [warmup_constant(step, warmup_steps=4) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
     assert warmup_constant(0, warmup_steps=0) == 1
+
+
+def test_a_cosine_between_two_values_is_that_of_dino():
+    """DINO, utils.py, cosine_scheduler: final + 0.5 * (base - final) * (1 + cos(pi * i / n)), i = 0 .. n - 1."""
+    for start, end in ((0.996, 1.0), (0.04, 0.4)):
+        values = [cosine_between(step, start=start, end=end, total_steps=1000) for step in range(1100)]
+        assert [values[0], values[500]] == pytest.approx([start, (start + end) / 2])
+        assert values[999] == pytest.approx(end + 0.5 * (start - end) * (1 + math.cos(math.pi * 0.999)), rel=1e-12)
+        assert set(values[1000:]) == {end}  # not back behind the end
+        assert all(a < b for a, b in pairwise(values[:1000]))
+    assert cosine_between(0, start=1.0, end=2.0, total_steps=0) == 1.0
+
+
+def test_a_line_between_two_values():
+    assert [linear_between(s, start=0.04, end=0.07, steps=3) for s in (0, 1, 3, 9)] == pytest.approx(
+        [0.04, 0.05, 0.07, 0.07]
+    )
+    assert linear_between(0, start=0.04, end=0.07, steps=0) == 0.07
+
+
+def test_a_momentum_forgets_as_much_a_sample_whatever_the_batch():
+    assert momentum_for_batch(0.996, batch=1024, reference=1024) == 0.996
+    assert momentum_for_batch(0.996, batch=2048, reference=1024) == pytest.approx(0.996**2)
+    # A fixed student followed over as many samples in small steps: the average ends at the same place.
+    small = momentum_for_batch(0.9, batch=16, reference=64)
+    assert small**4 == pytest.approx(0.9)
+
+
+def test_milestones_set_the_factor_from_their_step_on():
+    """HVM-1: 274,000 steps at 1e-4, then a tail at 1e-5."""
+    factors = [warmup_constant(s, warmup_steps=2, milestones={6: 0.1, 4: 0.5}) for s in range(8)]
+    assert factors == [0.5, 1.0, 1.0, 1.0, 0.5, 0.5, 0.1, 0.1]

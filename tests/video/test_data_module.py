@@ -1,4 +1,4 @@
-"""The data module: batches follow from the step, errors arrive whole from workers, bad sources are named."""
+"""The data module: batches follow from the step, views and sides are those asked for, bad sources are named."""
 
 import shutil
 from dataclasses import replace
@@ -10,24 +10,41 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 from headcam.errors import InputError
-from headcam.video.data_module import FrameDataModule, StepSampler, TimedLoader
+from headcam.video.data_module import FrameDataModule
 from headcam.video.index import index
 from headcam.video.quarantine import quarantine_path, write_quarantine
 from headcam.video.recordings import read_recordings, recordings_hash
 from headcam.video.sampling.manifest import Manifest
 from headcam.video.sampling.subset import subset
+from headcam.video.sampling.views import ColourLaw, ViewLaw
+from headcam.video.stores.clip_store import store_clips
 from headcam.video.stores.frame_store import FrameStore, store
 
+IMAGE = (ViewLaw("image", (32, 32), noise=16),)
+CROPS = (
+    ViewLaw("global", (32, 32), 2, (0.4, 1), colours=(ColourLaw(),), held_out="same"),
+    ViewLaw("local", (16, 16), 3),
+)
 
-def module(stores, step=0, rank=0, world_size=1, accumulate=1, num_patches=16, **settings) -> FrameDataModule:
+
+def model(views=IMAGE, stages=None, num_frames=1, episode_seconds=None) -> SimpleNamespace:
+    """What an objective tells the data module."""
+    return SimpleNamespace(
+        views=views,
+        view_stages=stages or [(0, views)],
+        num_frames=num_frames,
+        episode_seconds=episode_seconds,
+    )
+
+
+def module(stores, step=0, rank=0, world_size=1, accumulate=1, wants=None, **settings) -> FrameDataModule:
     """A data module beside a trainer that stands at `step`."""
-    usual = {"train": [str(stores[0])], "val": [str(stores[1])], "batch_size": 4, "num_workers": 0}
+    usual = {"train": [str(stores[0])], "val": [*map(str, stores[1:])], "batch_size": 4, "num_workers": 0}
     data = FrameDataModule(**(usual | settings))
     data.trainer = SimpleNamespace(
-        lightning_module=SimpleNamespace(img_size=(32, 32), num_patches=num_patches),
+        lightning_module=wants or model(),
         global_step=step,
         global_rank=rank,
         world_size=world_size,
@@ -57,8 +74,51 @@ def test_two_processes_share_the_global_batches_of_one(stores):
         assert one[8 * k : 8 * k + 8] == [*two[0][4 * k : 4 * k + 4], *two[1][4 * k : 4 * k + 4]]
 
 
-def test_accumulation_counts_micro_steps():
-    assert list(islice(StepSampler(2, 0, 1, lambda: 3 * 2), 2)) == [[12, 13], [14, 15]]
+def test_several_views_are_the_same_from_any_number_of_workers(stores):
+    found = []
+    for workers in (0, 2):
+        batches = list(islice(module(stores, wants=model(CROPS), num_workers=workers).train_dataloader(), 6))
+        found.append([(key, value.numpy().tobytes()) for batch in batches for key, value in sorted(batch.items())])
+    assert found[0] == found[1]
+    assert batches[0]["global"].shape == (4, 2, 3, 32, 32) and batches[0]["local"].shape == (4, 3, 3, 16, 16)
+    assert batches[1]["sample"].tolist() == [4, 5, 6, 7]
+    held_out = next(iter(module(stores, wants=model(CROPS)).val_dataloader()))
+    assert held_out["global"].shape == (4, 2, 3, 32, 32) and held_out["local"].shape == (4, 3, 16, 16)
+
+
+@pytest.mark.parametrize("how", [{"batch_size": 8}, {"batch_size": 4, "accumulate": 2}, {"world_size": 2}])
+def test_stages_start_at_their_optimizer_step_whatever_the_batch_is_made_of(stores, how):
+    wants = model(stages=[(0, IMAGE), (3, (ViewLaw("image", (48, 48), noise=36),))])
+    data = module(stores, wants=wants, **how)
+    sides = [data.plan.laws(i)[0].size[0] for i in range(40)]
+    assert sides == [32] * 24 + [48] * 16
+    accumulate = how.get("accumulate", 1)
+    loader = module(stores, step=2, wants=wants, **how).train_dataloader()
+    shapes = [batch["image"].shape[-1] for batch in islice(loader, 2 * accumulate)]
+    assert shapes == [32] * accumulate + [48] * accumulate and batch_noise(loader) == 16
+
+
+def batch_noise(loader) -> int:
+    return next(iter(loader))["noise"].shape[1]
+
+
+def test_defaults_of_the_data_hold_where_a_view_leaves_them_open(stores):
+    views = (ViewLaw("image", (32, 32)), ViewLaw("own", (32, 32), scale=(0.9, 1.0), flip=0.0))
+    laws = module(stores, wants=model(views), scale=(0.1, 0.2), flip=1.0).plan.laws(0)
+    assert [(law.scale, law.flip) for law in laws] == [((0.1, 0.2), 1.0), ((0.9, 1.0), 0.0)]
+
+
+def test_a_view_that_is_larger_than_every_frame_is_said(stores, capsys):
+    module(stores)
+    assert capsys.readouterr().err == ""
+    module(stores, wants=model((ViewLaw("image", (96, 48)),)))
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "headcam: view image of 48 x 96 pixels is larger than every frame of data.train (up to 96 x 72)"
+    )
+    assert said.count("\n") == 1
+    module(stores, wants=model((ViewLaw("image", (96, 48)),)), rank=1, world_size=2)
+    assert capsys.readouterr().err == ""
 
 
 def test_validation_is_split_over_processes_without_padding_and_free_of_the_seed(stores):
@@ -95,7 +155,7 @@ def test_what_was_replaced_is_collected_the_same_from_any_number_of_workers(stor
     for workers in (0, 1):
         loader = module(stores, train=[str(torn_store)], num_workers=workers).train_dataloader()
         batches = list(islice(loader, 20))
-        assert all(set(batch) == {"image", "noise"} for batch in batches)
+        assert all(set(batch) == {"image", "noise", "sample"} for batch in batches)
         undecoded = sorted(replace(u, reason=u.reason.split(":")[0]) for u in loader.undecoded if u.sample < 80)
         found.append((undecoded, noises(batches)))
     assert found[0] == found[1]
@@ -201,31 +261,6 @@ def test_training_on_what_was_never_scanned_is_said_once(stores, index_of_video,
     assert said(scanned) == ""
 
 
-class Failing(Dataset):
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, i: int) -> int:
-        if i == 2:
-            raise InputError("picture 2 is broken", "mend it")
-        return i
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_of_ours_arrives_as_it_was_raised(workers):
-    loader = TimedLoader(Failing(), batch_size=2, num_workers=workers)
-    with pytest.raises(InputError) as error:
-        list(loader)
-    assert str(error.value) == "picture 2 is broken. Fix: mend it"
-
-
-def test_a_loader_counts_the_seconds_that_it_was_waited_for():
-    loader = TimedLoader(range(4), batch_size=2)
-    assert loader.wait_seconds == 0.0
-    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
-    assert loader.wait_seconds > 0
-
-
 def test_recordings_on_both_sides_are_refused(stores):
     data = FrameDataModule([str(stores[0])], [str(stores[0])], num_workers=0)
     data.trainer = module(stores).trainer
@@ -245,6 +280,10 @@ def test_recordings_on_both_sides_are_refused(stores):
         ({"num_workers": -1}, "data.num_workers is -1"),
         ({"max_replaced": 1.5}, "data.max_replaced is 1.5, no share"),
         ({"max_replaced": float("nan")}, "data.max_replaced is nan"),
+        ({"step_s": 0.0}, "data.step_s is 0.0"),
+        ({"hold_out": 1.0}, "data.hold_out is 1.0, no share below 1"),
+        ({"hold_out": 0.1, "val": ["store"]}, "data.hold_out is 0.1 and data.val names store"),
+        ({"hold_out": 0.1}, r"data.hold_out 0.1 leaves no seconds to train on: there are 0 blocks"),
         ({"order": "aged"}, "order 'aged' is unknown"),
         ({"order": "lived"}, "40 of 40 recordings have neither age nor date"),
         ({"manifest": "nowhere.json"}, r"nowhere\.json cannot be read as a manifest"),
@@ -269,3 +308,107 @@ def test_a_folder_that_is_no_store_is_named(stores, tmp_path):
     data.trainer = module(stores).trainer
     with pytest.raises(InputError, match="holds no frame store"):
         data.setup("fit")
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory, write_video) -> Path:
+    """The index of recordings of 45 s and 30 s, five frames a second."""
+    folder = tmp_path_factory.mktemp("long")
+    (folder / "videos").mkdir()
+    write_video(folder / "videos" / "a.mp4", frames=225, rate=5)
+    write_video(folder / "videos" / "b.mp4", frames=150, rate=5, first_number=300)
+    index(folder / "videos", folder / "recordings.parquet", processes=1, quiet=True)
+    store(folder / "recordings.parquet", folder / "store", processes=1, quiet=True)
+    return folder / "recordings.parquet"
+
+
+def seconds_of(units) -> set[tuple[str, int]]:
+    """Recording and second of every unit."""
+    i = np.arange(len(units))
+    return {(units.recordings[r], round(float(t))) for r, t in zip(units.recording_of(i), units.time_of(i))}
+
+
+def test_what_is_held_out_is_in_no_sample_of_training(long_video):
+    everything = seconds_of(module([long_video]).plan.units)
+    held = []
+    for train in (long_video, long_video.parent / "store"):
+        data = module([train], hold_out=0.25)
+        ours, theirs = seconds_of(data.plan.units), seconds_of(data.val_data.source.units)
+        assert not ours & theirs and ours | theirs == everything
+        blocks = {(recording, second // 10) for recording, second in theirs}
+        assert all((recording, second // 10) not in blocks for recording, second in ours) and len(blocks) == 2
+        facts = data.manifest.settings["hold_out"]
+        assert facts["share"] == 0.25 and facts["block_seconds"] == 10 and facts["units"] == len(theirs)
+        assert facts["hours"] * 3600 == pytest.approx(len(theirs), abs=0.3)
+        assert data.manifest.hours * 3600 == pytest.approx(len(ours), abs=0.3)
+        assert data.validates and len(next(iter(data.val_dataloader()))["image"]) == 4
+        held.append((theirs, facts["stretches_hash"]))
+    assert held[0] == held[1], "a store holds out the seconds that its recordings do"
+    again = module([long_video], hold_out=0.25, seed=9)
+    assert seconds_of(again.val_data.source.units) == held[0][0], "whatever the run's seed"
+    assert not module([long_video]).validates
+
+
+def test_holding_out_respects_the_manifest(long_video, tmp_path):
+    subset(long_video, tmp_path, fractions=[0.6])
+    (path,) = tmp_path.glob("*60pct*.json")
+    drawn = seconds_of(module([long_video], manifest=str(path)).plan.units)
+    data = module([long_video], manifest=str(path), hold_out=0.3)
+    ours, theirs = seconds_of(data.plan.units), seconds_of(data.val_data.source.units)
+    assert ours and theirs and not ours & theirs
+    assert data.manifest.parent == Manifest.read(path).hash and data.manifest.settings["absent"]["recordings"] == 0
+    hours = data.plan.units.hours + data.val_data.source.units.hours
+    assert hours == pytest.approx(module([long_video], manifest=str(path)).plan.units.hours) and drawn
+
+
+def test_clips_come_from_recordings_and_from_clip_stores(long_video, tmp_path):
+    wants = model((ViewLaw("clip", (32, 32), 2, noise=8),), num_frames=4)
+    store_clips(long_video, tmp_path / "clips", processes=1, quiet=True)
+    batches = []
+    for train in (long_video, tmp_path / "clips"):
+        data = module([train], wants=wants, step_s=0.5, hold_out=0.2)
+        batch = next(iter(data.train_dataloader()))
+        assert batch["clip"].shape == (4, 2, 3, 4, 32, 32) and batch["noise"].shape == (4, 2, 8)
+        held_out = next(iter(data.val_dataloader()))
+        assert held_out["clip"].shape == (4, 3, 4, 32, 32) and held_out["noise"].shape == (4, 8)
+        batches.append(batch)
+    near = (batches[0]["clip"].float() - batches[1]["clip"].float()).abs().mean()
+    assert near < 12 and torch.equal(batches[0]["noise"], batches[1]["noise"])
+    with pytest.raises(
+        InputError, match=r"a clip of 20 s does not fit into the blocks of 10 s that data\.hold_out keeps"
+    ):
+        module([long_video], wants=wants, step_s=5.0, hold_out=0.2)
+
+
+def test_recordings_that_are_shorter_than_a_clip_are_said(long_video, index_of_video, capsys):
+    wants = model((ViewLaw("clip", (32, 32)),), num_frames=10)
+    module([long_video], wants=wants, step_s=3.5)
+    said = capsys.readouterr().err
+    assert (
+        "headcam: left out: 0.01 h in 1 recordings lie in stretches shorter than a clip of 10 frames (35.00 s)\n"
+        in said
+    )
+
+
+def test_items_say_their_episode_on_both_sides_of_the_held_out(long_video):
+    wants = model(episode_seconds=15.0)
+    data = module([long_video], wants=wants, hold_out=0.25)
+    assert len(data.episodes) == 5  # of 45 s and 30 s
+    recordings = module([long_video]).plan.units.recordings
+    for items, units in ((data.train_data, data.plan.units), (data.val_data, data.val_data.source.units)):
+        of = items.episode_of
+        for unit in range(len(units)):
+            name, time_s = units.recordings[units.recording_of(unit)], float(units.time_of(unit))
+            episode = of(unit)
+            assert recordings[data.episodes.recording[episode]] == name
+            assert data.episodes.start_s[episode] <= time_s < data.episodes.end_s[episode]
+    batch = next(iter(data.train_dataloader()))
+    assert batch["episode"].dtype == torch.int64 and batch["episode"].shape == (4,)
+    wanted = [data.train_data.episode_of(data.plan.sample(i).unit) for i in batch["sample"].tolist()]
+    assert batch["episode"].tolist() == wanted
+    assert "episode" not in next(iter(module([long_video]).train_dataloader()))
+
+
+def test_episodes_of_other_recordings_have_no_label(long_video, index_of_video):
+    with pytest.raises(InputError, match=r"predicts episodes of the training recordings.*data\.hold_out"):
+        module([long_video], val=[str(index_of_video)], wants=model(episode_seconds=15.0))

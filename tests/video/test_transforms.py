@@ -14,7 +14,7 @@ from torchvision.transforms import functional as TF
 from headcam.errors import DecodeError, InputError
 from headcam.randomness import stream
 from headcam.video import transforms
-from headcam.video.transforms import Box, center_box, crop_array, crop_box, decode_crop, normalize
+from headcam.video.transforms import Box, Cut, center_box, crop_array, crop_box, decode_crop, decode_cuts, normalize
 
 SIZE = (224, 224)
 
@@ -192,6 +192,44 @@ def test_only_a_scaled_picture_is_decoded(frame, monkeypatch):
     monkeypatch.setattr(transforms.simplejpeg, "decode_jpeg", spy)
     decode_crop(frame, Box(0, 0, 720, 720), SIZE)
     assert shapes == [(270, 480, 3)]  # 3/8
+
+
+def test_several_cuts_share_one_decoding_that_serves_them_all(frame, monkeypatch):
+    cuts = [
+        Cut(Box(0, 0, 720, 720), SIZE),  # 3/8
+        Cut(Box(301, 103, 600, 560), SIZE, True),  # 4/8
+        Cut(Box(77, 211, 451, 383), SIZE),  # 5/8
+        Cut(Box(501, 17, 300, 260), (96, 96)),  # 3/8
+    ]
+    shapes = []
+    decode = simplejpeg.decode_jpeg
+
+    def spy(*arguments, **options):
+        out = decode(*arguments, **options)
+        shapes.append(out.shape)
+        return out
+
+    monkeypatch.setattr(transforms.simplejpeg, "decode_jpeg", spy)
+    together = decode_cuts(frame, cuts)
+    assert shapes == [(450, 800, 3)]  # 5/8
+    for cut, ours in zip(cuts, together):
+        assert ours.shape == (*cut.size, 3) and ours.flags.c_contiguous and ours.flags.writeable
+        theirs = by_torchvision(frame, cut.box, cut.size)
+        assert psnr(ours, theirs[:, ::-1] if cut.flip else theirs) > 44
+    assert np.array_equal(together[2], decode_crop(frame, *cuts[2]))  # the one that decides alone
+    assert np.array_equal(decode_cuts(frame, cuts[:1])[0], decode_crop(frame, *cuts[0]))
+
+
+def test_cuts_of_another_format_are_cut_as_well(frame):
+    cuts = [Cut(Box(0, 0, 720, 720), SIZE), Cut(Box(301, 103, 600, 560), (96, 96), True)]
+    data = by_pillow(frame, "PNG")
+    for cut, ours in zip(cuts, decode_cuts(data, cuts)):
+        assert np.array_equal(ours, decode_crop(data, *cut))
+    data = by_pillow(frame, "JPEG", "CMYK", quality=95)
+    for cut, ours in zip(cuts, decode_cuts(data, cuts)):
+        assert psnr(ours, decode_crop(data, *cut)) > 35  # of another scale
+    with pytest.raises(InputError, match="leaves the picture of 1280 x 720"):
+        decode_cuts(frame, [*cuts, Cut(Box(1, 0, 1280, 720), SIZE)])
 
 
 # What the scaled decoder does not read

@@ -2,28 +2,54 @@
 
 An epoch visits every unit (`headcam.video.sampling.units`) once. Shuffled, its order is a keyed permutation of all
 units; in the order lived, units come by age or date in windows of some hours of video, permuted within each window.
-Within its unit a sample gets a time, a crop box, a flip and the noise that decides its mask, each from its own
-counter-based stream. Nothing is remembered between samples, so a run resumes from its step number, on any number of
-workers or processes, and what it has lived through follows from the number of samples that it has drawn
-(`headcam.video.sampling.accounting`). A picture that cannot be decoded is replaced by an independent draw from the same
-law.
-
-Shapes: L is the number of patches of an image.
+Within its unit a sample gets a time, and each of its views (`headcam.video.sampling.views`) a crop box, a flip, colours
+and the noise that decides its mask, each from its own counter-based stream. Nothing is remembered between samples, so a
+run resumes from its step number, on any number of workers or processes, and what it has lived through follows from the
+number of samples that it has drawn (`headcam.video.sampling.accounting`). A picture that cannot be decoded is replaced
+by an independent draw from the same law.
 """
 
+import hashlib
 import math
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from headcam.errors import InputError
 from headcam.randomness import permuted, stream
+from headcam.video.colour import Colour, draw_colour
 from headcam.video.sampling.units import Units
+from headcam.video.sampling.views import ViewLaw
 from headcam.video.transforms import Box, crop_box
 
 ORDERS = ("shuffled", "lived")
 
 _HOUR_US = 3_600_000_000  # microseconds
+
+
+Stages = Sequence[tuple[int, tuple[ViewLaw, ...]]]
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a sample.
+
+    Attributes:
+        crop: box in pixels of the upright picture.
+        flip: mirrored left to right.
+        colour: what its colours go through; None: they stay.
+        noise: (n,) float32 in [0, 1), as many numbers as its law asks for; the patches with the smallest values stay
+            visible.
+    """
+
+    crop: Box
+    flip: bool
+    colour: Colour | None
+    noise: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -34,59 +60,58 @@ class Sample:
         i: its number in the run, from 0.
         unit: number of the unit that it was drawn from.
         time_s: the wanted time in seconds from the start of the recording (the frame on screen then is the picture).
-        crop: box in pixels of the picture.
-        flip: mirrored left to right.
-        noise: (L,) float32 in [0, 1); the patches with the smallest values stay visible.
+        views: `views[g][v]` is view v of law g.
     """
 
     i: int
     unit: int
     time_s: float
-    crop: Box
-    flip: bool
-    noise: np.ndarray
+    views: tuple[tuple[View, ...], ...]
 
 
 @dataclass(frozen=True)
 class FramePlan:
-    """The pure function i -> `Sample` for training on single frames.
+    """The pure function i -> `Sample`.
 
     Args:
         units: what can be drawn; at least one.
         seed: of the run; other seeds are independent draws.
-        num_patches: L, the length of the noise.
-        scale: range of the crop's area as a fraction of the picture's (MAE: 0.2 to 1).
-        ratio: range of the crop's aspect ratio.
-        flip: probability of mirroring.
+        views: laws of the views of a sample.
+        scale: range of a crop's area as a fraction of the picture's (MAE: 0.2 to 1), where a law leaves it open.
+        flip: probability of mirroring, where a law leaves it open.
         order: `shuffled`, or `lived` for a curriculum in the order of the wearer's age (or the date).
         window_hours: hours of video in a window of the order `lived`.
+        stages: (first sample, laws) of later stages of a run, in whose samples other laws hold, such as larger views.
     Raises:
         InputError: no units, a setting out of range, or an order that ages and dates do not give.
     """
 
     units: Units
     seed: int
-    num_patches: int
+    views: tuple[ViewLaw, ...]
     scale: tuple[float, float] = (0.2, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     order: str = "shuffled"
     window_hours: float = 10.0
+    stages: Stages = ()
 
     def __post_init__(self) -> None:
         if len(self.units) == 0:
             raise InputError("there is no frame to draw from", "index and store a folder with readable recordings")
-        low, high = self.scale
-        if not 0 < low <= high <= 1:
-            raise InputError(f"crop scale {self.scale} is no range in (0, 1]", "give for example [0.2, 1.0]")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise InputError(f"crop ratio {self.ratio} is no range above 0", "give for example [0.75, 1.333]")
-        if not 0 <= self.flip <= 1:
-            raise InputError(f"flip is {self.flip}, no probability", "give a number from 0 (never) to 1 (always)")
         if self.order not in ORDERS:
             raise InputError(f"order {self.order!r} is unknown", f"use one of {', '.join(ORDERS)}")
+        stages = [(0, self.views), *self.stages]
+        if any(later[0] <= earlier[0] for earlier, later in pairwise(stages)):
+            raise InputError(f"stages start at the samples {[first for first, _ in stages]}", "let them rise from 0")
+        settled = [tuple(law.with_defaults(self.scale, self.flip) for law in views) for _, views in stages]
         lived = LivedOrder(self.units, self.window_hours) if self.order == "lived" else None
+        object.__setattr__(self, "_firsts", [first for first, _ in stages])
+        object.__setattr__(self, "_laws", settled)
         object.__setattr__(self, "_lived", lived)
+
+    def laws(self, i: int) -> tuple[ViewLaw, ...]:
+        """Laws of the views of sample i, with nothing left open."""
+        return self._laws[bisect_right(self._firsts, i) - 1]
 
     def unit(self, i: np.ndarray) -> np.ndarray:
         """Units of the samples `i` (int64, any shape): epoch i // n visits every unit once in its own keyed order."""
@@ -139,10 +164,49 @@ class FramePlan:
             i=i,
             unit=unit,
             time_s=float(units.time_of(unit) + within * units.seconds_of(unit)),
-            crop=crop_box(stream(self.seed, "crop" + draw, i), int(width), int(height), self.scale, self.ratio),
-            flip=bool(stream(self.seed, "flip" + draw, i).random() < self.flip),
-            noise=mask_noise(self.seed, i, self.num_patches, "mask" + draw),
+            views=draw_views(self.laws(i), int(width), int(height), self.seed, i, after=draw),
         )
+
+    def digest(self, start: int, stop: int) -> str:
+        """SHA-256 over unit, time, crops and flips of the samples start .. stop - 1.
+
+        Equal digests prove that two runs saw the same samples, on however many processes and however often resumed.
+        """
+        seen = hashlib.sha256()
+        for i in range(start, stop):
+            sample = self.sample(i)
+            seen.update(struct.pack("<qqd", i, sample.unit, sample.time_s))
+            for view in (view for views in sample.views for view in views):
+                seen.update(struct.pack("<4d?", *view.crop, view.flip))
+        return seen.hexdigest()
+
+
+def draw_views(
+    laws: Sequence[ViewLaw], width: int, height: int, seed: int, counter: int, before: str = "", after: str = ""
+) -> tuple[tuple[View, ...], ...]:
+    """Draw all views of one picture: `[g][v]` is view v of law g.
+
+    Every number comes from a stream of its own, so that no law moves the draws of another. The first view of the first
+    law has the streams "crop", "flip", "colour" and "mask"; view v of a law has "crop <name> <v>" and so on.
+
+    Args:
+        laws: with nothing left open (`ViewLaw.with_defaults`).
+        width, height: of the upright picture in pixels.
+        seed, counter: of the streams.
+        before, after: what stands around the names of the streams and sets draws of another kind apart.
+    """
+
+    def draw(law: ViewLaw, v: int) -> View:
+        name = after if v == 0 and law is laws[0] else f" {law.name} {v}{after}"
+        colour = law.colour(v)
+        return View(
+            crop=crop_box(stream(seed, f"{before}crop{name}", counter), width, height, law.scale, law.ratio),
+            flip=bool(stream(seed, f"{before}flip{name}", counter).random() < law.flip),
+            colour=None if colour is None else draw_colour(stream(seed, f"{before}colour{name}", counter), colour),
+            noise=mask_noise(seed, counter, law.noise, f"{before}mask{name}"),
+        )
+
+    return tuple(tuple(draw(law, v) for v in range(law.views)) for law in laws)
 
 
 class LivedOrder:
@@ -206,9 +270,9 @@ def _when_lived(units: Units) -> np.ndarray:
     return when
 
 
-def mask_noise(seed: int, i: int, num_patches: int, purpose: str = "mask") -> np.ndarray:
-    """The (L,) float32 noise of sample i: uniform in [0, 1)."""
-    return stream(seed, purpose, i).random(num_patches, dtype=np.float32)
+def mask_noise(seed: int, i: int, numbers: int, purpose: str = "mask") -> np.ndarray:
+    """The (numbers,) float32 noise of sample i: uniform in [0, 1)."""
+    return stream(seed, purpose, i).random(numbers, dtype=np.float32)
 
 
 def step_samples(step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> np.ndarray:

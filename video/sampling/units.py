@@ -23,6 +23,7 @@ from headcam.video.stretches import Stretch, common
 
 _HOUR = 3600.0
 _MICROSECONDS = 1_000_000
+_HAIR_S = 1e-6  # by which a stretch may be too short, from rounding: a clip as long as its recording fits
 _STILL: tuple[Stretch, ...] = ((0.0, 0.0),)
 
 
@@ -151,6 +152,7 @@ class StretchUnits(Units):
         width, height: (R,) int32, of a recording's upright pictures, in pixels.
         row: (R,) int64, where the source finds the recording (its row in the index).
         facts: of the recordings.
+        least_s: shorter pieces that a restriction leaves are no stretches any more, see `at_least`.
     """
 
     recording: np.ndarray
@@ -161,6 +163,7 @@ class StretchUnits(Units):
     height: np.ndarray
     row: np.ndarray
     facts: RecordingFacts
+    least_s: float = 0.0
 
     def __post_init__(self) -> None:
         _check_order(self.recording)
@@ -205,6 +208,7 @@ class StretchUnits(Units):
                 here = slice(ends[k], ends[k + 1])
                 have = tuple(zip(self.start_s[here].tolist(), self.end_s[here].tolist()))
                 both = _STILL if have == _STILL == tuple(stretches[name]) else common(have, stretches[name])
+                both = [(a, b) for a, b in both if b - a >= self.least_s - _HAIR_S]
                 pieces += both
                 counts[k] = len(both)
         kept = np.flatnonzero(counts)
@@ -218,6 +222,27 @@ class StretchUnits(Units):
             height=self.height[kept],
             row=self.row[kept],
             facts=self.facts.take(kept),
+        )
+
+    def stretch_of(self, i: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Start and end of the stretch that the unit lies in, in seconds from the start of its recording: float64."""
+        stretch = self._stretch(i)
+        return self.start_s[stretch], self.end_s[stretch]
+
+    def at_least(self, seconds: float) -> Self:
+        """The units of those stretches that last `seconds` or longer, here and in all restrictions of the result."""
+        kept = np.flatnonzero(self.end_s - self.start_s >= seconds - _HAIR_S)
+        recordings, recording = np.unique(self.recording[kept], return_inverse=True)
+        return replace(
+            self,
+            recording=recording.astype(np.int32),
+            start_s=self.start_s[kept],
+            end_s=self.end_s[kept],
+            width=self.width[recordings],
+            height=self.height[recordings],
+            row=self.row[recordings],
+            facts=self.facts.take(recordings),
+            least_s=seconds,
         )
 
     def _stretch(self, i: np.ndarray) -> np.ndarray:

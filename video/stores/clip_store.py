@@ -30,7 +30,7 @@ from headcam.video.stores.framing import Crop
 from headcam.video.stores.reading import Kind, ShardFiles, open_table, read_facts
 from headcam.video.stores.segments import Settings, cells_of, write_segments
 from headcam.video.stores.shards import StoreResult, make_store
-from headcam.video.stretches import Stretch, merged
+from headcam.video.stretches import Stretch
 
 KIND = Kind(
     contract="clip store",
@@ -128,6 +128,10 @@ class ClipStore:
         recordings: ids of recordings, a tuple of str.
         hours: hours of video that the store holds.
         facts: rows of the index, one for each of `recordings` (without key frames).
+        width, height: int32, pixels of the pictures of each of `recordings`.
+        stretch_recording, stretch_start_s, stretch_end_s: the seconds that the store holds, an entry a stretch: the
+            position of its recording in `recordings` (int32, ascending), and its start and end (float64, ascending
+            within a recording).
         metadata: settings of the store and the hashes of what it was made from, see `FrameStore`.
 
     It can be pickled and forked: every process opens the shards for itself, when it first reads from one.
@@ -144,8 +148,18 @@ class ClipStore:
         self.facts: pa.Table = read_facts(self.folder, self.recordings)
         self._columns = {name: table[name].to_numpy() for name in table.schema.names[1:]}
         # Rows stand in the order of recordings and times: those of recording r are [first[r], first[r + 1]).
-        self._first = np.searchsorted(recording.indices.to_numpy(), np.arange(len(self.recordings) + 1))
+        owner = recording.indices.to_numpy().astype(np.int32)
+        self._first = np.searchsorted(owner, np.arange(len(self.recordings) + 1))
         self._code = {name: code for code, name in enumerate(self.recordings)}
+        self.width, self.height = (self._columns[side][self._first[:-1]] for side in ("width", "height"))
+        starts = self._columns["time_s"]
+        self._end_s = starts + self._columns["seconds"]
+        # Segments that touch do so exactly, which their lengths give but nearly.
+        touches = (owner[1:] == owner[:-1]) & (np.abs(self._end_s[:-1] - starts[1:]) < 1e-6)
+        self._end_s[:-1][touches] = starts[1:][touches]
+        begins, ends = (np.append(*parts)[: len(owner)] for parts in ((True, ~touches), (~touches, True)))
+        self.stretch_recording, self.stretch_start_s = owner[begins], starts[begins]
+        self.stretch_end_s = self._end_s[ends]
         self._files = ShardFiles(KIND, self.folder)
 
     def __len__(self) -> int:
@@ -154,8 +168,9 @@ class ClipStore:
 
     def stretches(self, recording: str) -> tuple[Stretch, ...]:
         """The seconds of a recording that the store holds."""
-        rows = self._rows(recording)
-        return merged(zip(self._columns["time_s"][rows].tolist(), self._ends(rows).tolist()))
+        self._rows(recording)
+        first, last = np.searchsorted(self.stretch_recording, self._code[recording] + np.arange(2))
+        return tuple(zip(self.stretch_start_s[first:last].tolist(), self.stretch_end_s[first:last].tolist()))
 
     def frames_at(self, recording: str, times_s: Sequence[float]) -> list[Frame]:
         """The frame on screen at each of `times_s` (seconds from the recording's start; any order, repeats allowed).
@@ -171,7 +186,7 @@ class ClipStore:
         """
         rows = self._rows(recording)
         times = np.asarray(times_s, dtype=np.float64)
-        starts, ends = self._columns["time_s"][rows], self._ends(rows)
+        starts, ends = self._columns["time_s"][rows], self._end_s[rows]
         at = np.searchsorted(starts, times, side="right") - 1
         outside = ~((at >= 0) & (times < ends[at]))
         if outside.any():
@@ -195,14 +210,6 @@ class ClipStore:
             raise InputError(f"{self.folder} holds no recording {recording}", "see ClipStore.recordings")
         code = self._code[recording]
         return slice(int(self._first[code]), int(self._first[code + 1]))
-
-    def _ends(self, rows: slice) -> np.ndarray:
-        """Where segments end; exactly at the next one's start where they touch, which their lengths give but nearly."""
-        starts = self._columns["time_s"][rows]
-        ends = starts + self._columns["seconds"][rows]
-        touches = np.abs(ends[:-1] - starts[1:]) < 1e-6
-        ends[:-1][touches] = starts[1:][touches]
-        return ends
 
     def _decode(self, row: int, times_s: np.ndarray) -> Iterator[Frame]:
         shard, offset, length, facts_offset, facts_length = (

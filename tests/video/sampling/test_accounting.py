@@ -9,6 +9,7 @@ from headcam.errors import InputError
 from headcam.video.sampling.accounting import Account, Undecoded
 from headcam.video.sampling.plan import FramePlan
 from headcam.video.sampling.units import FrameUnits, RecordingFacts
+from headcam.video.sampling.views import ViewLaw
 
 SOURCES = ("babyview", "", "saycam")  # of the recordings r0, r1, r2, ...; in turn
 
@@ -31,7 +32,7 @@ def plan(recordings=6, frames=7, order="shuffled", sources=SOURCES) -> FramePlan
         row=np.arange(n),
         facts=facts,
     )
-    return FramePlan(units, 3, 4, order=order, window_hours=10 / 3600)
+    return FramePlan(units, 3, (ViewLaw("image", (32, 32)),), order=order, window_hours=10 / 3600)
 
 
 def drawn(p: FramePlan, samples: int, fails) -> tuple[list[Undecoded], list[int]]:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from headcam.ssl import precision
-from headcam.ssl.precision import cpu_bf16, resolve_precision
+from headcam.ssl.training import precision
+from headcam.ssl.training.precision import cpu_bf16, resolve_precision
 
 
 @pytest.mark.parametrize("wanted", ["bf16", "bf16-mixed", "bf16-true"])

@@ -13,7 +13,7 @@ import torch
 
 from headcam.cli import main
 from headcam.runs import MetricsFile
-from headcam.ssl.run_folder import WholeCheckpoints
+from headcam.ssl.training.run_folder import WholeCheckpoints
 from headcam.video.stores.frame_store import FrameStore
 
 EXACT = ("step", "train/loss", "lr", "samples", "passes", "hours", "replaced", "replaced_share", "val/loss")
@@ -82,6 +82,36 @@ def test_a_longer_run_from_a_finished_one_equals_the_long_run(fit_config, tmp_pa
     assert fit(straight, tmp_path / "longer", "--ckpt_path", str(last)) == 0
     behind = [r for r in rows(tmp_path / "straight") if int(r["step"]) > 12]
     assert rows(tmp_path / "longer") == behind
+
+
+def test_a_run_goes_on_with_other_micro_batches_where_the_step_s_samples_stay(fit_config, tmp_path, capsys):
+    """From an odd step with one micro-batch to two: the borders of steps must not move."""
+    straight = fit_config("straight", model=CONSTANT)
+    part = fit_config("part", model=CONSTANT, trainer={"max_steps": 5})
+    halves = {"max_steps": 12, "accumulate_grad_batches": 2, "val_check_interval": 12}
+    halves = fit_config("halves", model=CONSTANT, data={"batch_size": 4}, trainer=halves)
+    assert fit(straight, tmp_path / "straight") == 0 and fit(part, tmp_path / "part") == 0
+    last = str(tmp_path / "part" / "checkpoints" / "last.ckpt")
+    assert fit(halves, tmp_path / "resumed", "--ckpt_path", last) == 0
+    expected, found = rows(tmp_path / "straight")[5:], rows(tmp_path / "resumed")
+    assert [r["step"] for r in found] == [r["step"] for r in expected]
+    assert [r["step"] for r in found if r["val/loss"]] == ["6", "12"]
+    for a, b in zip(expected, found):
+        assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), rel=1e-5)
+    capsys.readouterr()
+    assert fit(halves, tmp_path / "other", "--ckpt_path", last, "--data.batch_size=8") == 2
+    assert "trained with 8 samples a step, here it is 16" in capsys.readouterr().err
+
+
+def test_a_row_says_how_much_was_computed(fit_config, tmp_path):
+    assert fit(fit_config(trainer={"max_steps": 3}), tmp_path / "a") == 0
+    with open(tmp_path / "a" / "metrics.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    for row in found:
+        a_sample = float(row["flops_per_second"]) / float(row["images_per_second"])
+        # 6 FLOP a weight and token: 192-wide blocks see 4 + 1 tokens, the decoder's 32-wide ones 16 + 1.
+        assert 6 * 5 * 2 * 12 * 192**2 < a_sample < 1.5 * 6 * (5 * 2 * 12 * 192**2 + 17 * 2 * 12 * 32**2 + 16 * 192**2)
+        assert 0 <= float(row["data_wait"]) <= 1 and "peak_share" not in row
 
 
 def test_hours_of_video_count_each_second_once_and_survive_a_restart_bit_for_bit(fit_config, tmp_path, write_videos):

@@ -1,0 +1,43 @@
+"""`headcam export`: embeddings of pictures or headcam frames as a Parquet or npz table."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from headcam.cli.options import say, verb_parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `headcam export`; 1 where pictures were skipped, else 0."""
+    parser = verb_parser(
+        "export",
+        "Write the embeddings of a frozen encoder for every picture of a folder, every frame of a store, or a\n"
+        "frame of every second of an index; with path, or recording and time.",
+        "headcam export runs/first --data frames --out embeddings.parquet",
+    )
+    parser.add_argument("checkpoint", type=str, help="run folder, weights.safetensors (card.json beside it) or .ckpt")
+    parser.add_argument(
+        "--data", type=str, required=True, help="folder of pictures, frame store, or file of headcam index"
+    )
+    parser.add_argument("--out", type=str, required=True, help="file to write, .parquet or .npz")
+    parser.add_argument("--pool", type=Literal["avg", "cls"], default="avg", help="mean of patch tokens or class token")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, mps")
+    options = parser.parse_args(list(arguments))
+
+    from headcam.evaluation.embeddings import export
+
+    made = export(
+        options.checkpoint,
+        options.data,
+        options.out,
+        pool=options.pool,
+        device=options.device,
+        quiet=options.quiet,
+    )
+    lines = [f"{made.rows} embeddings of {made.dim} numbers"]
+    if made.skipped:
+        name, reason = made.skipped[0]
+        lines.append(
+            f"skipped: {len(made.skipped)} that cannot be read, such as {name} ({reason}); see {made.out}.json"
+        )
+    say(*lines, str(made.out))
+    return 1 if made.skipped else 0
