@@ -292,7 +292,7 @@ class FrameDataModule(pl.LightningDataModule):
                 print(
                     f"headcam: view {law.name} of {law.size[1]} x {law.size[0]} pixels is larger than every frame of "
                     f"data.train (up to {width[largest]} x {height[largest]}): frames are enlarged (train on smaller "
-                    "views, or store larger frames with headcam store --short-side)",
+                    "views, or store larger frames with headcam store --short_side)",
                     file=sys.stderr,
                 )
 
