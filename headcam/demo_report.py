@@ -127,7 +127,7 @@ def _completions(page: Page, demo: Demo) -> None:
 
 
 def _strips(file: Path, img_size: list[int]) -> list[list[np.ndarray]]:
-    """The tiles of a run's picture (`headcam.ssl.looking.tiles.triptych`): three rows of (H, W, 3) arrays, no gaps."""
+    """The tiles of a run's picture (`headcam.ssl.looking.tiles.comparison`): three rows of (H, W, 3), no gaps."""
     picture = np.asarray(Image.open(file).convert("RGB"))
     height, width = img_size
     cell = picture.shape[0] // 3

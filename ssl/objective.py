@@ -108,7 +108,8 @@ class Objective(pl.LightningModule):
         attention: the backend in use, once the network is built.
         step_check: means and verdict of the newest optimizer step.
         view_stages: (first optimizer step, views) of runs that change resolution on the way; else one stage.
-        img_size: (H, W) that probes cut pictures to.
+        img_size: (H, W) that probes cut pictures to; of models of tokens, rows and columns of the grid.
+        tokens_per_sample: that a model of tokens predicts of a sample; None for models of pixels.
     """
 
     name: str  # of the objective, as cards and reports spell it
@@ -117,6 +118,7 @@ class Objective(pl.LightningModule):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     initial_weights: str | None = None
+    tokens_per_sample: int | None = None
 
     def __init__(
         self, build: Callable[[], nn.Module], optimizer: OptimizerSettings | None, compute: ComputeSettings | None
@@ -312,11 +314,12 @@ class Objective(pl.LightningModule):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices with weight decay; biases, norms, position, class and mask tokens without."""
+    """Two groups: matrices with weight decay; biases, norms, tables of tokens and positions without."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decay, no_decay = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            token = name.endswith("_token") or "pos_embed" in name
+            token = name.endswith("_token") or "pos_embed" in name or id(parameter) in tables
             (no_decay if parameter.ndim == 1 or token else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 

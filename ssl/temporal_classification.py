@@ -164,14 +164,14 @@ class TemporalClassification(Objective):
         return self.encoder.forward_features(images)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One batch: `image` uint8 (B, 3, H, W), `episode` (B,) int64; `accuracy` is in percent."""
+        """One batch: `image` uint8 (B, 3, H, W), `label` (B,) int64, the episode; `accuracy` is in percent."""
         scores = self.network(self.normalize(batch["image"])).float()
-        right = scores.detach().argmax(-1) == batch["episode"]
-        return {"loss": F.cross_entropy(scores, batch["episode"]), "accuracy": 100 * right.float().mean()}
+        right = scores.detach().argmax(-1) == batch["label"]
+        return {"loss": F.cross_entropy(scores, batch["label"]), "accuracy": 100 * right.float().mean()}
 
     def example_batch(self, batch_size: int, device: str | torch.device = "meta") -> dict[str, Tensor]:
         batch = super().example_batch(batch_size, device)
-        return batch | {"episode": torch.zeros(batch_size, dtype=torch.int64, device=device)}
+        return batch | {"label": torch.zeros(batch_size, dtype=torch.int64, device=device)}
 
     def card(self) -> dict[str, Any]:
         """As of all objectives, with `episodes`: how many, and of how many seconds each."""

@@ -6,6 +6,7 @@ and manifest.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +40,36 @@ def save_weights(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -
     return path
 
 
-def build_encoder(card: dict[str, Any], seed: int) -> nn.Module:
+def build_encoder(
+    card: dict[str, Any], seed: int, architectures: Mapping[str, type[nn.Module]] = ARCHITECTURES
+) -> nn.Module:
     """The architecture of `card` at random initialisation, in eval mode; the weights follow from `seed` alone."""
     architecture = card["architecture"]
-    if architecture["class"] not in ARCHITECTURES:
+    if architecture["class"] not in architectures:
         raise InputError(
-            f"the card names the architecture {architecture['class']!r}", "use a checkpoint of headcam fit"
+            f"{card.get('name', 'the card')} is a {architecture['class']} (objective {card.get('objective')}), where "
+            f"one of {', '.join(architectures)} is wanted",
+            "give a run of headcam fit whose objective makes one",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         arguments = architecture["arguments"]
-        encoder = ARCHITECTURES[architecture["class"]](**{**arguments, "img_size": tuple(arguments["img_size"])})
+        if "img_size" in arguments:
+            arguments = {**arguments, "img_size": tuple(arguments["img_size"])}
+        encoder = architectures[architecture["class"]](**arguments)
     return encoder.eval()
 
 
-def load_encoder(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A trained encoder in eval mode, and its card.
+def load_encoder(
+    source: str | Path, architectures: Mapping[str, type[nn.Module]] = ARCHITECTURES
+) -> tuple[nn.Module, dict[str, Any]]:
+    """What a run trained for use elsewhere (an encoder, a tokenizer, a GPT) in eval mode, and its card.
 
     Args:
         source: a run folder, a `weights.safetensors` with its `card.json` beside it, or a checkpoint (`.ckpt`).
+        architectures: the classes that its card may name.
     Raises:
-        InputError: nothing there, not a checkpoint of headcam, or weights that do not fit the card.
+        InputError: nothing there, not a checkpoint of headcam, another class, or weights that do not fit the card.
     """
     source = Path(source)
     if source.is_file() and source.suffix not in (".ckpt", ".safetensors"):
@@ -69,7 +79,7 @@ def load_encoder(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     if not source.is_file():
         raise InputError(f"{source} does not exist", "give a run folder, a weights.safetensors or a .ckpt file")
     state, card = _read_checkpoint(source) if source.suffix == ".ckpt" else _read_safetensors(source)
-    encoder = build_encoder(card, seed=0)
+    encoder = build_encoder(card, seed=0, architectures=architectures)
     wanted, found = encoder.state_dict(), state
     wrong = [k for k in wanted if k not in found or found[k].shape != wanted[k].shape] + sorted(
         set(found) - set(wanted)

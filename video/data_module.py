@@ -155,10 +155,10 @@ class FrameDataModule(pl.LightningDataModule):
             self.manifest = replace(self.manifest, settings=self.manifest.settings | {"hold_out": settings})
         if self.validates:
             self.val_data = HeldOutFrames(
-                val_source, model.views, self.scale, self.flip, self._episode_of(val_source.units, whole.units)
+                val_source, model.views, self.scale, self.flip, self._label_of(val_source.units, whole.units)
             )
         self.train_data = PlannedFrames(
-            self.plan, self.train_source, self._episode_of(self.train_source.units, whole.units)
+            self.plan, self.train_source, self._label_of(self.train_source.units, whole.units)
         )
         if self.trainer.global_rank == 0:
             self._say_enlarged()
@@ -195,7 +195,7 @@ class FrameDataModule(pl.LightningDataModule):
             "stretches_hash": Manifest(seconds={}, stretches=held).hash,
         }
 
-    def _episode_of(self, units: Units, whole: Units) -> UnitEpisodes | None:
+    def _label_of(self, units: Units, whole: Units) -> UnitEpisodes | None:
         if self.episodes is None:
             return None
         order = np.argsort(whole.facts.ids)

@@ -11,7 +11,7 @@ copying it again mends it.
 
 Items hold what the objective's `ViewLaw`s ask for, ready for the loader's default collation: under `law.name` uint8 (3,
 H, W), for a clip (3, T, H, W), with a first dimension V where `law.count` is given; under `law.noise_key` float32
-(noise,) or (V, noise). Training items add `sample`, their number; both add `episode` where an objective predicts it;
+(noise,) or (V, noise). Training items add `sample`, their number; both add `label` where an objective predicts one;
 and `undecoded`, a list of `Undecoded`, stands where pictures had to be replaced.
 """
 
@@ -196,13 +196,13 @@ class PlannedFrames(Dataset):
 
     Args:
         plan, source: what to draw, and where its pictures are; of the same units.
-        episode_of: number of a unit -> its episode, where items say it.
+        label_of: number of a unit -> its label, where items say it.
     Raises:
         InputError: neither a sample's own picture nor any of several replacements can be decoded, or one is missing.
     """
 
-    def __init__(self, plan: FramePlan, source: FrameSource, episode_of: Callable[[int], int] | None = None):
-        self.plan, self.source, self.episode_of = plan, source, episode_of
+    def __init__(self, plan: FramePlan, source: FrameSource, label_of: Callable[[int], int] | None = None):
+        self.plan, self.source, self.label_of = plan, source, label_of
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         i = int(i)
@@ -220,8 +220,8 @@ class PlannedFrames(Dataset):
                     ) from error
                 sample = self.plan.replacement(i, len(undecoded))
         item["sample"] = torch.tensor(i)
-        if self.episode_of is not None:
-            item["episode"] = torch.tensor(self.episode_of(sample.unit))
+        if self.label_of is not None:
+            item["label"] = torch.tensor(self.label_of(sample.unit))
         return item | {"undecoded": undecoded} if undecoded else item
 
     def _undecoded(self, sample: Sample, attempt: int, error: DecodeError) -> Undecoded:
@@ -244,7 +244,7 @@ class HeldOutFrames(Dataset):
         source: of the pictures.
         laws: of the views, see `ViewLaw`.
         scale, flip: for laws with `held_out` `same` that leave them open.
-        episode_of: number of a unit -> its episode, where items say it.
+        label_of: number of a unit -> its label, where items say it.
     """
 
     def __init__(
@@ -253,9 +253,9 @@ class HeldOutFrames(Dataset):
         laws: Sequence[ViewLaw],
         scale: tuple[float, float] = (0.2, 1.0),
         flip: float = 0.5,
-        episode_of: Callable[[int], int] | None = None,
+        label_of: Callable[[int], int] | None = None,
     ):
-        self.source, self.episode_of = source, episode_of
+        self.source, self.label_of = source, label_of
         self.laws = tuple(
             replace(law, count=None) if law.held_out == "centre" else law.with_defaults(scale, flip) for law in laws
         )
@@ -267,8 +267,8 @@ class HeldOutFrames(Dataset):
         units = self.source.units
         unit = int(permuted(np.int64(i), len(units), 0, "held out"))
         item = _viewed(self.source, unit, float(units.time_of(unit)), self.laws, self._views(unit))
-        if self.episode_of is not None:
-            item["episode"] = torch.tensor(self.episode_of(unit))
+        if self.label_of is not None:
+            item["label"] = torch.tensor(self.label_of(unit))
         return item
 
     def _views(self, unit: int) -> list[tuple[View, ...]]:

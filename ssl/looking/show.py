@@ -15,7 +15,7 @@ from headcam.errors import InputError
 from headcam.randomness import permuted, stream
 from headcam.ssl.looking.attention_maps import class_attention
 from headcam.ssl.looking.masks import MASK_KINDS, MaskKind, directed_noise
-from headcam.ssl.looking.tiles import attention_tiles, save_png, triptych
+from headcam.ssl.looking.tiles import attention_tiles, comparison, save_png
 from headcam.ssl.restore import load_objective
 from headcam.ssl.weights import load_encoder
 from headcam.video.clip_sources import ClipStoreSource, ClipVideoSource
@@ -69,7 +69,7 @@ def completions(
         with torch.no_grad():
             pictures = objective.reconstruct(batch)
         files.append(Path(out) / f"completions-{kind}.png")
-        save_png(files[-1], triptych(*pictures, card["mean"], card["std"], encoder.tubelet_size))
+        save_png(files[-1], comparison(pictures, card["mean"], card["std"], encoder.tubelet_size))
     return files
 
 

@@ -31,32 +31,31 @@ def to_uint8(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequenc
     return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def triptych(
-    images: Tensor,
-    masked: Tensor,
-    completed: Tensor,
+def comparison(
+    pictures: Sequence[Tensor],
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     tubelet_size: int = 1,
 ) -> np.ndarray:
-    """Picture, masked picture and completion, one below the other.
+    """Versions of the same pictures, one below the other (say picture, masked picture, completion).
 
     Args:
-        images, masked, completed: normalised, (B, 3, H, W) or clips (B, 3, T, H, W).
+        pictures: of each version a batch, normalised, (B, 3, H, W) or clips (B, 3, T, H, W).
         mean, std: that they were normalised by.
         tubelet_size: frames of a time slot, of which the first is shown.
     Returns:
-        uint8 (height, width, 3): a column for each picture; for each clip three rows with a column for each time slot.
+        uint8 (height, width, 3): a column for each picture; for each clip a row for each version, with a column for
+        each time slot.
     """
 
     def row(frames: Tensor) -> np.ndarray:
         return np.concatenate([_framed(tile) for tile in to_uint8(frames, mean, std)], axis=1)
 
-    if images.ndim == 4:
-        return np.concatenate([row(batch) for batch in (images, masked, completed)])
+    if pictures[0].ndim == 4:
+        return np.concatenate([row(batch) for batch in pictures])
     rows = []
-    for clip in range(len(images)):
-        rows += [row(batch[clip, :, ::tubelet_size].transpose(0, 1)) for batch in (images, masked, completed)]
+    for clip in range(len(pictures[0])):
+        rows += [row(batch[clip, :, ::tubelet_size].transpose(0, 1)) for batch in pictures]
     return np.concatenate(rows)
 
 

@@ -22,7 +22,7 @@ from headcam.errors import InputError
 from headcam.files import atomic_file, sha256_file, sha256_json, storage_errors, write_json, write_text
 from headcam.progress import Progress
 from headcam.runs import MetricsFile, environment
-from headcam.ssl.looking.tiles import save_png, triptych
+from headcam.ssl.looking.tiles import comparison, save_png
 from headcam.ssl.objective import Objective
 from headcam.ssl.planning.flops import peak_flops, training_flops
 from headcam.ssl.training.distributed import gathered, is_sharded
@@ -140,6 +140,7 @@ class RunFolder(Callback):
             "replaced_share": account.replaced / account.samples,
             "skipped": len(self.health.skipped),
             "images_per_second": rate * module.views_per_sample,
+            **({"tokens_per_second": rate * module.tokens_per_sample} if module.tokens_per_sample else {}),
             **self.work(trainer, module, rate),
             "data_wait": min(1.0, waited / passed),
         }
@@ -227,7 +228,7 @@ class RunFolder(Callback):
         completions = module.reconstruct(batch)
         if not trainer.is_global_zero:
             return
-        picture = triptych(*completions, module.mean, module.std, module.encoder.tubelet_size)
+        picture = comparison(completions, module.mean, module.std, module.encoder.tubelet_size)
         save_png(self.folder / "pictures" / f"step-{trainer.global_step:08d}.png", picture)
         for logger in trainer.loggers:
             if hasattr(logger.experiment, "add_image"):  # TensorBoard

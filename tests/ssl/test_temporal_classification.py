@@ -36,7 +36,7 @@ def batch_of(count: int, episodes: int = 5, side: int = 32) -> dict[str, torch.T
     generator = torch.Generator().manual_seed(0)
     return {
         "image": torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator),
-        "episode": torch.randint(0, episodes, (count,), generator=generator),
+        "label": torch.randint(0, episodes, (count,), generator=generator),
     }
 
 
@@ -47,7 +47,7 @@ def test_loss_and_accuracy_are_those_of_a_linear_classifier_on_pooled_features(p
     tokens = model.forward(model.normalize(batch["image"]))  # (B, 1 + L, D), the class token first
     weight, bias = (p.detach().double() for p in model.network.head.parameters())
     loss, right = 0.0, 0
-    for row, episode in zip(tokens.detach().double(), batch["episode"].tolist()):
+    for row, episode in zip(tokens.detach().double(), batch["label"].tolist()):
         pooled = row[0] if pool == "token" else sum(row[1:]) / (len(row) - 1)
         scores = [float(w @ pooled + b) for w, b in zip(weight, bias)]
         loss += math.log(sum(math.exp(s) for s in scores)) - scores[episode]
@@ -73,7 +73,7 @@ def test_a_step_can_be_planned_without_data_or_memory(backbone):
     model = TemporalClassification(**{**TINY, "backbone": backbone})
     model.network = model.skeleton
     batch = model.example_batch(3)
-    assert batch["episode"].dtype == torch.int64 and batch["episode"].shape == (3,) and batch["episode"].is_meta
+    assert batch["label"].dtype == torch.int64 and batch["label"].shape == (3,) and batch["label"].is_meta
     values = model.losses(batch)
     values["loss"].backward()
     assert values["loss"].is_meta and model.skeleton.head.weight.grad.shape[0] == 1000
@@ -218,7 +218,7 @@ def test_labels_are_the_scenes_whether_decoded_or_stored_trained_on_or_held_out(
             ([data.train_data[i] for i in range(60)], data.plan.units),
             ([data.val_data[i] for i in range(20)], data.val_data.source.units),
         ):
-            labels = [int(item["episode"]) for item in items]
+            labels = [int(item["label"]) for item in items]
             if items[0].get("sample") is not None:
                 drawn = [int(data.plan.unit(item["sample"].numpy())) for item in items]
             else:

@@ -403,17 +403,17 @@ def test_items_say_their_episode_on_both_sides_of_the_held_out(long_video):
     assert len(data.episodes) == 5  # of 45 s and 30 s
     recordings = module([long_video]).plan.units.recordings
     for items, units in ((data.train_data, data.plan.units), (data.val_data, data.val_data.source.units)):
-        of = items.episode_of
+        of = items.label_of
         for unit in range(len(units)):
             name, time_s = units.recordings[units.recording_of(unit)], float(units.time_of(unit))
             episode = of(unit)
             assert recordings[data.episodes.recording[episode]] == name
             assert data.episodes.start_s[episode] <= time_s < data.episodes.end_s[episode]
     batch = next(iter(data.train_dataloader()))
-    assert batch["episode"].dtype == torch.int64 and batch["episode"].shape == (4,)
-    wanted = [data.train_data.episode_of(data.plan.sample(i).unit) for i in batch["sample"].tolist()]
-    assert batch["episode"].tolist() == wanted
-    assert "episode" not in next(iter(module([long_video]).train_dataloader()))
+    assert batch["label"].dtype == torch.int64 and batch["label"].shape == (4,)
+    wanted = [data.train_data.label_of(data.plan.sample(i).unit) for i in batch["sample"].tolist()]
+    assert batch["label"].tolist() == wanted
+    assert "label" not in next(iter(module([long_video]).train_dataloader()))
 
 
 def test_episodes_of_other_recordings_have_no_label(long_video, index_of_video):

@@ -123,13 +123,13 @@ def test_items_are_functions_of_their_number_also_after_pickling(walk):
 def test_items_hold_every_view_cut_mirrored_and_coloured_as_drawn(walk):
     source = StoreSource(walk / "store")
     plan = FramePlan(source.units, 0, MULTI)
-    data = PlannedFrames(plan, source, episode_of=lambda unit: unit + 100)
+    data = PlannedFrames(plan, source, label_of=lambda unit: unit + 100)
     for i in range(12):
         item, sample = data[i], plan.sample(i)
-        assert set(item) == {"global", "local", "local_noise", "sample", "episode"}
+        assert set(item) == {"global", "local", "local_noise", "sample", "label"}
         assert item["global"].shape == (2, 3, 32, 32) and item["local"].shape == (3, 3, 16, 24)
         assert item["local_noise"].shape == (3, 5) and item["local_noise"].dtype == torch.float32
-        assert item["sample"].dtype == torch.int64 and item["episode"].item() == sample.unit + 100
+        assert item["sample"].dtype == torch.int64 and item["label"].item() == sample.unit + 100
         for law, views in zip(MULTI, sample.views):
             for v, view in enumerate(views):
                 (image,) = source.views(sample.unit, sample.time_s, [Cut(view.crop, law.size, view.flip)])
@@ -197,8 +197,8 @@ def test_views_that_are_held_out_by_their_law_are_its_draws_and_never_change(wal
         assert torch.equal(item["global"], again[i]["global"])
         assert not torch.equal(item["global"][0], item["global"][1])
     assert len({tuple(noise.tolist()) for item in items for noise in item["local_noise"]}) == 21
-    labelled = HeldOutFrames(source, MULTI[1:], episode_of=lambda unit: unit)
-    assert sorted(labelled[i]["episode"].item() for i in range(7)) == list(range(7))
+    labelled = HeldOutFrames(source, MULTI[1:], label_of=lambda unit: unit)
+    assert sorted(labelled[i]["label"].item() for i in range(7)) == list(range(7))
 
 
 @pytest.fixture
