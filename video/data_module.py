@@ -31,7 +31,7 @@ from headcam.video.datasets import (
 from headcam.video.episodes import Episodes
 from headcam.video.loader import StepSampler, TimedLoader, one_thread
 from headcam.video.sampling.accounting import Account
-from headcam.video.sampling.hold_out import BLOCK_SECONDS, Stretches, hold_out
+from headcam.video.sampling.hold_out import Stretches, hold_out
 from headcam.video.sampling.manifest import Manifest
 from headcam.video.sampling.plan import FramePlan
 from headcam.video.sampling.units import Units
@@ -53,8 +53,10 @@ class FrameDataModule(pl.LightningDataModule):
         step_s: Seconds from one frame of a clip to the next, for models of clips (HVM-1: every 8th frame at 30 fps).
         manifest: File of `headcam subset`; training draws from its seconds alone.
         val_manifest: The same for validation, such as the held-out part of the same index.
-        hold_out: Share of the training seconds that are held out for validation, in blocks of 10 s inside the training
+        hold_out: Share of the training seconds that are held out for validation, in blocks inside the training
             recordings. For objectives whose labels exist only there, and only where val is null.
+        hold_out_block_s: Seconds of such a block; null: 10, or a quarter of an episode where that is less, so that none
+            is held out whole.
         order: shuffled, or lived: by the wearer's age (or the date), in windows.
         window_hours: Hours of video in a window of the order lived; samples are shuffled within a window.
         max_replaced: Share of samples whose picture may be replaced since it cannot be decoded; beyond it the run
@@ -80,6 +82,7 @@ class FrameDataModule(pl.LightningDataModule):
         manifest: str | None = None,
         val_manifest: str | None = None,
         hold_out: float = 0.0,
+        hold_out_block_s: float | None = None,
         order: str = "shuffled",
         window_hours: float = 10.0,
         max_replaced: float = 0.01,
@@ -97,6 +100,8 @@ class FrameDataModule(pl.LightningDataModule):
             raise InputError(f"data.step_s is {step_s}", "give seconds above 0, such as 0.2667")
         if not 0 <= hold_out < 1:
             raise InputError(f"data.hold_out is {hold_out}, no share below 1", "give for example 0.05")
+        if hold_out_block_s is not None and not 0 < hold_out_block_s < math.inf:
+            raise InputError(f"data.hold_out_block_s is {hold_out_block_s}", "give seconds above 0, such as 10")
         if hold_out and val:
             raise InputError(
                 f"data.hold_out is {hold_out} and data.val names {val[0]}", "set one of them: validate on one thing"
@@ -105,6 +110,7 @@ class FrameDataModule(pl.LightningDataModule):
         self.batch_size, self.scale, self.flip = batch_size, tuple(scale), flip
         self.num_workers, self.seed, self.backend, self.step_s = num_workers, seed, backend, step_s
         self.manifest_path, self.val_manifest_path, self.hold_out = manifest, val_manifest, hold_out
+        self.hold_out_block_s = hold_out_block_s
         self.order, self.window_hours, self.max_replaced = order, window_hours, max_replaced
         self.plan: FramePlan | None = None
         self.episodes: Episodes | None = None
@@ -168,27 +174,40 @@ class FrameDataModule(pl.LightningDataModule):
     def _split(self, whole: FrameSource, parent: Manifest | None) -> tuple[FrameSource, FrameSource, Stretches]:
         """The source of training, that of validation, and the stretches that the latter draws from."""
         span = self.num_frames * self.step_s
-        if self.num_frames > 1 and span > BLOCK_SECONDS:
+        block = self._block_s()
+        if self.num_frames > 1 and span > block:
             raise InputError(
-                f"a clip of {span:g} s does not fit into the blocks of {BLOCK_SECONDS} s that data.hold_out keeps",
-                "validate on other recordings (data.val)",
+                f"a clip of {span:g} s does not fit into the blocks of {block:g} s that data.hold_out keeps",
+                "raise data.hold_out_block_s, or validate on other recordings (data.val)",
             )
-        sides = hold_out(whole.units, self.hold_out)
+        sides = hold_out(whole.units, self.hold_out, block)
         if parent is not None:
             sides = tuple(parent.restrict(side) for side in sides)
         sources = [self._source(self.train_paths, Manifest(seconds={}, stretches=side), "train") for side in sides]
         if not all(len(source.units) for source in sources):
             raise InputError(
-                f"data.hold_out {self.hold_out:g} leaves one side without a frame: few lie within {BLOCK_SECONDS} s",
+                f"data.hold_out {self.hold_out:g} leaves one side without a frame: few lie within {block:g} s",
                 "store frames at a higher rate, or validate on other recordings (data.val)",
             )
         return *sources, sides[1]
+
+    def _block_s(self) -> float:
+        """Seconds of a block that is held out."""
+        episode = getattr(self.trainer.lightning_module, "episode_seconds", None)
+        longest = math.inf if episode is None else episode / 4
+        block = min(10.0, longest) if self.hold_out_block_s is None else self.hold_out_block_s
+        if block > longest:
+            raise InputError(
+                f"blocks of {block:g} s would hold out most of an episode of {episode:g} s, if not all of it",
+                f"set data.hold_out_block_s to {longest:g} or less, or make episodes longer",
+            )
+        return block
 
     def _held_out_facts(self, source: FrameSource, held: Stretches) -> dict[str, Any]:
         """What a run's account says of the seconds that it held out; the hash is of the stretches."""
         return {
             "share": self.hold_out,
-            "block_seconds": BLOCK_SECONDS,
+            "block_seconds": self._block_s(),
             "recordings": len(source.units.recordings),
             "hours": source.units.hours,
             "units": len(source.units),

@@ -282,6 +282,7 @@ def test_recordings_on_both_sides_are_refused(stores):
         ({"max_replaced": float("nan")}, "data.max_replaced is nan"),
         ({"step_s": 0.0}, "data.step_s is 0.0"),
         ({"hold_out": 1.0}, "data.hold_out is 1.0, no share below 1"),
+        ({"hold_out_block_s": 0.0}, "data.hold_out_block_s is 0.0"),
         ({"hold_out": 0.1, "val": ["store"]}, "data.hold_out is 0.1 and data.val names store"),
         ({"hold_out": 0.1}, r"data.hold_out 0.1 leaves no seconds to train on: there are 0 blocks"),
         ({"order": "aged"}, "order 'aged' is unknown"),
@@ -395,6 +396,17 @@ def test_recordings_that_are_shorter_than_a_clip_are_said(long_video, index_of_v
         "headcam: left out: 0.01 h in 1 recordings lie in stretches shorter than a clip of 10 frames (35.00 s)\n"
         in said
     )
+
+
+def test_no_episode_is_held_out_whole(long_video):
+    wants = model(episode_seconds=12.0)
+    data = module([long_video], wants=wants, hold_out=0.3)
+    assert data.manifest.settings["hold_out"]["block_seconds"] == 3
+    labels = {int(data.val_data[i]["label"]) for i in range(len(data.val_data))}
+    trained = {data.train_data.label_of(unit) for unit in range(len(data.train_source.units))}
+    assert labels and labels <= trained == set(range(len(data.episodes)))
+    with pytest.raises(InputError, match=r"blocks of 4 s would hold out most of an episode.*to 3 or less"):
+        module([long_video], wants=wants, hold_out=0.3, hold_out_block_s=4.0)
 
 
 def test_items_say_their_episode_on_both_sides_of_the_held_out(long_video):
