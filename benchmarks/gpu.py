@@ -4,15 +4,17 @@
 FLOP (as counted, without recomputation), so the ratio is the share of the peak. `stmae_vith14`: ViT-H/14 on 16 frames
 in tubes of 2, 90 % masked; the peer is the target of 350 clips a second. `mae_1792`: ViT-H/14 at 1792 pixels, 80 %
 masked, all blocks checkpointed, at the batch that the memory plan says fits the device; the peer is the original's
-record, 8 images on 80 GB, and the ratio is images per GB over its own.
+record, 8 images on 80 GB, and the ratio is images per GB over its own. `gpt_gimel`: the GPT of 730 M parameters on
+1,024 tokens of 8,192; the peer is the peak again (the originals reached about 12 TFLOP/s on an A100).
 
 A step is forward and backward under bf16 autocast and fused AdamW, on a batch that lies decoded on the device: loading
-is another benchmark's matter. Where there is no CUDA device all three are not applicable, and say so.
+is another benchmark's matter. Where there is no CUDA device all four are not applicable, and say so.
 """
 
 import gc
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +25,13 @@ from headcam.ssl.objective import ComputeSettings, Objective, parameter_groups
 from headcam.ssl.planning.flops import peak_flops, training_flops
 from headcam.ssl.planning.memory_plan import plan_memory
 from headcam.ssl.stmae import STMAE
+from headcam.tokenizers.autoregression.training import TokenGPT
 
 _LEAST_STEPS = 10
 _WARM_UP = 3  # kernels are chosen, the allocator finds its sizes
 _MAE_BAR, _MAE_BATCH = 0.45, 256
 _CLIPS_A_SECOND, _CLIPS = 350, 32
+_GPT_BAR, _SEQUENCES = 0.5, 16
 _RECORD = 80e9 / 8  # bytes a sample of the original at 1792 pixels: batch 8 on 80 GB
 _RECORD_BAR = 5  # 40 images on 80 GB
 _MIB = 2**20
@@ -93,15 +97,26 @@ def against(steps: Steps, batch_size: int, peer_s: float, bar: float, unit: str,
 
 def mae_vitl16(bench: Bench) -> Result:
     """Share of the device's peak."""
+    return _share_of_peak(bench, lambda: MAE("l"), _MAE_BATCH, _MAE_BAR, "image")
+
+
+def gpt_gimel(bench: Bench) -> Result:
+    """Share of the device's peak."""
+    return _share_of_peak(
+        bench, lambda: TokenGPT("gimel", vocab_size=8192, grid=(32, 32)), _SEQUENCES, _GPT_BAR, "sequence"
+    )
+
+
+def _share_of_peak(bench: Bench, build: Callable[[], Objective], batch_size: int, bar: float, unit: str) -> Result:
     if (missing := _missing()) is not None:
-        return NotApplicable(_MAE_BAR, missing)
+        return NotApplicable(bar, missing)
     device, name = torch.device("cuda"), torch.cuda.get_device_name()
     peak = peak_flops(name, torch.bfloat16)
     if peak is None:
-        return NotApplicable(_MAE_BAR, f"no published peak of {name} is at hand (headcam.ssl.planning.flops)")
-    objective = MAE("l")
-    steps = training_steps(objective, _MAE_BATCH, device, bench.deadline)
-    return against(steps, _MAE_BATCH, training_flops(objective) / peak, _MAE_BAR, "image", name)
+        return NotApplicable(bar, f"no published peak of {name} is at hand (headcam.ssl.planning.flops)")
+    objective = build()
+    steps = training_steps(objective, batch_size, device, bench.deadline)
+    return against(steps, batch_size, training_flops(objective) / peak, bar, unit, name)
 
 
 def stmae_vith14(bench: Bench) -> Result:
@@ -162,4 +177,4 @@ def _missing() -> str | None:
 
 
 if __name__ == "__main__":
-    main("gpu", {"mae_vitl16": mae_vitl16, "stmae_vith14": stmae_vith14, "mae_1792": mae_1792})
+    main("gpu", {"mae_vitl16": mae_vitl16, "stmae_vith14": stmae_vith14, "mae_1792": mae_1792, "gpt_gimel": gpt_gimel})

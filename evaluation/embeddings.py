@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headcam.devices import usable_device
 from headcam.errors import DecodeError, InputError
-from headcam.evaluation.features import EncoderExtractor, load_picture
+from headcam.evaluation.features import EncoderExtractor, load_frozen, load_picture
 from headcam.evaluation.protocols import EncoderFeatures
 from headcam.files import atomic_file, sha256_json, write_json
 from headcam.progress import Progress
-from headcam.ssl.weights import load_encoder
 from headcam.video.datasets import StoreSource, VideoSource
 from headcam.video.transforms import Cut, center_box
 
@@ -76,6 +76,7 @@ def export(
     out: str | os.PathLike,
     *,
     pool: str = "avg",
+    layer: str | None = None,
     device: str = "cpu",
     quiet: bool = False,
 ) -> Export:
@@ -86,6 +87,7 @@ def export(
         data: a folder of pictures (any depth), a frame store, or a file of `headcam index` (a frame each second).
         out: a .parquet or .npz file.
         pool: "avg" (mean of patch tokens) or "cls" (class token).
+        layer: of a GPT or tokenizer, see `load_frozen`.
         device: where the encoder runs.
         quiet: no progress on standard error.
     Raises:
@@ -94,8 +96,8 @@ def export(
     out = Path(out)
     if out.suffix not in FORMATS:
         raise InputError(f"--out {out} is neither .parquet nor .npz", "give the file one of these endings")
-    encoder, card = load_encoder(source)
-    extractor = EncoderExtractor(encoder, card, EncoderFeatures(pool=pool), device)
+    encoder, card = load_frozen(source, layer)
+    extractor = EncoderExtractor(encoder, card, EncoderFeatures(pool=pool), usable_device(device))
     size = tuple(card["img_size"])
     found = _data(Path(data), extractor, size)
     about = {

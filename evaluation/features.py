@@ -2,11 +2,11 @@
 
     pictures ──load──▶ RGB ──extractor.prepare──▶ uint8 (B, ...) ──extractor.compute──▶ float16 (n, D) in <hash>.npy
 
-Two extractors exist: `EncoderExtractor` (a frozen encoder in eval mode) and `PixelExtractor` (the baseline that needs
-no model). The cache is a plain .npy file of float16 that is memory-mapped, with a .json beside it that says what it
-holds. Its name is a hash over the protocol, the weights themselves, the model's card and the content of the pictures
-in their order; change any of them and other features are computed. Decoding runs in threads, one batch ahead of the
-encoder, and the rows do not depend on their number.
+Two extractors exist: `EncoderExtractor` (a frozen encoder in eval mode, see `load_frozen`) and `PixelExtractor` (the
+baseline that needs no model). The cache is a plain .npy file of float16 that is memory-mapped, with a .json beside it
+that says what it holds. Its name is a hash over the protocol, the weights themselves, the model's card and the content
+of the pictures in their order; change any of them and other features are computed. Decoding runs in threads, one batch
+ahead of the encoder, and the rows do not depend on their number.
 """
 
 import hashlib
@@ -28,6 +28,8 @@ from headcam.evaluation.labelled import Picture
 from headcam.evaluation.protocols import EncoderFeatures, PixelFeatures
 from headcam.files import atomic_file, sha256_json, write_json
 from headcam.progress import Progress
+from headcam.ssl.weights import ARCHITECTURES, build_encoder, load_encoder
+from headcam.tokenizers.autoregression.encoder import TokenEncoder, as_token_encoder, token_architectures
 
 VERSION = 1  # of the contract "features"
 _BATCH_SIZE = 64  # pictures; a ViT-L at 224 pixels then needs about 1 GiB for its activations
@@ -72,6 +74,31 @@ class Extractor(Protocol):
 
     def compute(self, batch: np.ndarray) -> np.ndarray:
         """Prepared pictures (B, ...) as float32 features (B, D)."""
+
+
+def load_frozen(source: str | os.PathLike, layer: str | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Whatever was trained, as an encoder of pictures in eval mode, and its card.
+
+    Args:
+        source: run folder, weights with their card beside them, or checkpoint, of an encoder, a GPT or a tokenizer.
+        layer: of a GPT or tokenizer, see `headcam.tokenizers.autoregression.encoder`; None: its default one.
+    Raises:
+        InputError: nothing there that pictures can be encoded by, or no such layer.
+    """
+    model, card = load_encoder(source, {**ARCHITECTURES, **token_architectures()})
+    if card["architecture"]["class"] not in ARCHITECTURES:
+        return as_token_encoder(model, card, source, layer)
+    if layer is not None:
+        raise InputError(f"layer {layer}: {card['name']} is neither a GPT nor a tokenizer", "leave --layer out")
+    return model, card
+
+
+def random_twin(encoder: torch.nn.Module, card: dict[str, Any], seed: int) -> torch.nn.Module:
+    """The encoder of `load_frozen` at random initialisation, which follows from `seed` alone.
+
+    Of a GPT the tokenizer is kept: what is compared is what the GPT learned of the tokens.
+    """
+    return encoder.random_twin(seed) if isinstance(encoder, TokenEncoder) else build_encoder(card, seed)
 
 
 class EncoderExtractor:

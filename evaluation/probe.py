@@ -20,9 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from headcam.devices import usable_device
 from headcam.errors import InputError
 from headcam.evaluation import protocols
-from headcam.evaluation.features import EncoderExtractor, Extractor, FeatureTable, PixelExtractor, extract
+from headcam.evaluation.features import (
+    EncoderExtractor,
+    Extractor,
+    FeatureTable,
+    PixelExtractor,
+    extract,
+    load_frozen,
+    random_twin,
+)
 from headcam.evaluation.knn import knn_votes
 from headcam.evaluation.labelled import LabelledSet, Picture, labels_of, read_labelled, selection_mask
 from headcam.evaluation.linear_probe import LinearResult, in_top, linear_probe
@@ -30,7 +39,6 @@ from headcam.evaluation.scores import Score, write_scores
 from headcam.files import sha256_json, write_json
 from headcam.randomness import stream
 from headcam.runs import environment
-from headcam.ssl.weights import build_encoder, load_encoder
 from headcam.statistics import bootstrap_mean, bootstrap_paired_difference
 
 VERSION = 1  # of the contract "probe", OUT/probe.json
@@ -88,6 +96,7 @@ def probe(
     *,
     seed: int = 0,
     pool: str = "avg",
+    layer: str | None = None,
     device: str = "cpu",
     quiet: bool = False,
 ) -> ProbeResult:
@@ -99,6 +108,7 @@ def probe(
         out: folder for results and cached features, made where missing.
         seed: of the random weights, the order of pictures in the linear probe, and the resampling of intervals.
         pool: "avg" (mean of patch tokens) or "cls" (class token).
+        layer: of a GPT or tokenizer, see `load_frozen`.
         device: where the encoder and the probes run, as torch names it.
         quiet: no progress on standard error.
     Returns:
@@ -110,11 +120,11 @@ def probe(
     """
     if pool not in POOLS:
         raise InputError(f"pool {pool!r} is unknown", f"use one of {', '.join(POOLS)}")
-    out, device = Path(out), _device(device)
-    encoder, card = load_encoder(source)
+    out, device = Path(out), usable_device(device)
+    encoder, card = load_frozen(source, layer)
     data = read_labelled(labelled)
     subjects = _subjects(encoder, card, seed, pool, device)
-    settings = _settings(data, subjects, seed)
+    settings = _settings(data, subjects, seed, card.get("layer"))
     _check_folder(out / "probe.json", settings)
 
     tables = {
@@ -161,18 +171,8 @@ def probe(
     return ProbeResult(subjects[0].name, tuple(scores), report, tuple(skipped), scores_file, report_file)
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises AssertionError where it was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name} cannot be used: {reason}", "use --device cpu") from error
-    return device
-
-
-def _settings(data: LabelledSet, subjects: list[_Subject], seed: int) -> str:
-    """SHA-256 of all that the numbers of a probe follow from: weights, pictures, protocols, seed."""
+def _settings(data: LabelledSet, subjects: list[_Subject], seed: int, layer: int | str | None) -> str:
+    """SHA-256 of all that the numbers of a probe follow from: weights, pictures, protocols, seed, layer."""
     return sha256_json(
         {
             "weights": [subject.weights_hash for subject in subjects],
@@ -183,6 +183,7 @@ def _settings(data: LabelledSet, subjects: list[_Subject], seed: int) -> str:
                 for kind in (protocols.KNN, protocols.LinearProbe)
             ],
             "seed": seed,
+            **({} if layer is None else {"layer": layer}),
         }
     )
 
@@ -197,7 +198,7 @@ def _check_folder(report_file: Path, settings: str) -> None:
         found = {}
     if not isinstance(found, dict) or found.get("settings_hash") != settings:
         raise InputError(
-            f"{report_file} is the report of another probe (other weights, pictures, protocol or seed)",
+            f"{report_file} is the report of another probe (other weights, layer, pictures, protocol or seed)",
             "choose another --out, or remove that file",
         )
 
@@ -208,7 +209,7 @@ def _subjects(
     features, pixels = protocols.EncoderFeatures(pool=pool), protocols.PixelFeatures()
     name = card["name"]
     pretrained = EncoderExtractor(encoder, card, features, device)
-    random = EncoderExtractor(build_encoder(card, seed), card, features, device)
+    random = EncoderExtractor(random_twin(encoder, card, seed), card, features, device)
     return [
         _Subject(name, card["weights_hash"], pretrained, features, centre=False),
         _Subject(f"{name} (random weights)", random.weights_hash, random, features, centre=False),
@@ -325,7 +326,9 @@ def _report(
         "version": VERSION,
         "settings_hash": settings,
         "model": {
-            key: card.get(key) for key in ("name", "weights_hash", "img_size", "hours", "samples_seen", "parameters")
+            key: card.get(key)
+            for key in ("name", "weights_hash", "layer", "img_size", "hours", "samples_seen", "parameters")
+            if key != "layer" or key in card
         },
         "data": {
             "name": data.identity,

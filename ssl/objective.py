@@ -158,7 +158,7 @@ class Objective(pl.LightningModule):
         if self.initial_weights:
             from headcam.ssl.published.initial_weights import initialize
 
-            self._init_record = initialize(self.network, self.initial_weights)
+            self._init_record = initialize(self.network, self.initial_weights, self.open_initial)
         device = "cpu" if self._trainer is None else self._trainer.strategy.root_device
         self.attention, reason = resolve_backend(self.compute_settings.attention, device)
         if reason:
@@ -171,6 +171,12 @@ class Objective(pl.LightningModule):
             self.network.compile()  # in place: names of weights stay
         if self.device_mesh is not None:
             shard(self.network, self.device_mesh["data_parallel"])
+
+    def open_initial(self, source: str) -> tuple[nn.Module, dict[str, Any]]:
+        """The weights that `headcam fit --init SOURCE` names, as a module like `encoder`, and their card."""
+        from headcam.ssl.published.initial_weights import open_encoder
+
+        return open_encoder(source)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Losses of a batch: `loss`, which is minimised, and whatever else is worth a column in the log; scalars."""
@@ -206,6 +212,11 @@ class Objective(pl.LightningModule):
             if law.noise:
                 batch[law.noise_key] = torch.rand(*lead, law.noise, device=device)
         return batch
+
+    def masked_flops(self, batch_size: int) -> dict[str, float]:
+        """FLOP of a forward pass, by part, that attention under a mask does not do although its plain products have
+        them (half of those of causal attention); backward has twice as many."""
+        return {}
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) or (B, 3, T, H, W) -> float32, less `mean`, over `std`."""
@@ -314,13 +325,13 @@ class Objective(pl.LightningModule):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices with weight decay; biases, norms, tables of tokens and positions without."""
+    """Two groups: matrices with weight decay; biases, norms, tables of tokens, positions and codes without."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decay, no_decay = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            token = name.endswith("_token") or "pos_embed" in name or id(parameter) in tables
-            (no_decay if parameter.ndim == 1 or token else decay).append(parameter)
+            table = name.endswith(("_token", "codebook")) or "pos_embed" in name or id(parameter) in tables
+            (no_decay if parameter.ndim == 1 or table else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 
 

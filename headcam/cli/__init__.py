@@ -23,6 +23,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "fit": ("headcam.cli.fit", "train a model (the Lightning command line: --config, --trainer.max_steps, ...)"),
     "plan": ("headcam.cli.plan", "say before a run what it takes: batch, learning rate, steps, time, memory by part"),
     "probe": ("headcam.cli.probe", "score an encoder by k nearest neighbours and a linear probe, beside baselines"),
+    "tokenize": ("headcam.cli.tokenize", "palettes, stores of tokens, and tokenizers compared on a page"),
+    "sample": ("headcam.cli.sample", "draw from a GPT: pictures, completions, continued clips, maps of surprise"),
     "show": ("headcam.cli.show", "pictures of what a model completes and of what it attends to"),
     "export": ("headcam.cli.export", "embeddings of pictures or headcam frames, as Parquet or npz"),
     "zoo": ("headcam.cli.zoo", "published models: list them, and convert them exactly to this layout"),

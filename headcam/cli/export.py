@@ -20,6 +20,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=str, required=True, help="file to write, .parquet or .npz")
     parser.add_argument("--pool", type=Literal["avg", "cls"], default="avg", help="mean of patch tokens or class token")
+    parser.add_argument(
+        "--layer",
+        type=str | None,
+        default=None,
+        help="of a GPT: number of the block (default: the middle one); of a tokenizer: latents (default) or quantized",
+    )
     parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, mps")
     options = parser.parse_args(list(arguments))
 
@@ -30,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         options.data,
         options.out,
         pool=options.pool,
+        layer=options.layer,
         device=options.device,
         quiet=options.quiet,
     )

@@ -23,6 +23,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=str, required=True, help="folder for scores.csv, probe.json and cached features")
     parser.add_argument("--pool", type=Literal["avg", "cls"], default="avg", help="mean of patch tokens or class token")
+    parser.add_argument(
+        "--layer",
+        type=str | None,
+        default=None,
+        help="of a GPT: number of the block (default: the middle one); of a tokenizer: latents (default) or quantized",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of random weights, order of pictures, resampling")
     parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, mps")
     options = parser.parse_args(list(arguments))
@@ -35,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         options.out,
         seed=options.seed,
         pool=options.pool,
+        layer=options.layer,
         device=options.device,
         quiet=options.quiet,
     )

@@ -4,7 +4,8 @@ The objective's own `losses` and backward run once on its skeleton on the meta d
 and PyTorch's counter sees every matrix product, convolution and attention (multiply and add counted as 2; elementwise
 work, which is bound by memory, not at all). So the count follows whatever the code does, for any objective: what is
 left out of the last decoder block is not counted, what checkpointing computes twice is counted apart. Attention is
-counted as its plain matrix products, two forward and four backward, whichever kernel a device runs.
+counted as its plain matrix products, two forward and four backward, whichever kernel a device runs, less what a mask
+lets it skip (`Objective.masked_flops`).
 """
 
 import re
@@ -160,4 +161,6 @@ def _count(objective: Objective, batch_size: int) -> tuple[dict[str, float], flo
         total = counter.get_total_flops()
         loss.backward()
     forward["rest"] = total - forward.total()
-    return dict(forward), counter.get_total_flops() - total
+    backward, masked = counter.get_total_flops() - total, objective.masked_flops(batch_size)
+    forward.subtract(masked)
+    return dict(forward), backward - 2 * sum(masked.values())

@@ -30,6 +30,7 @@ _CLIP_S = 54e-3
 _JPEG_BYTES = 36.8e3
 _CLIP_STORE_BYTES_A_SECOND = 6.8e6 / 60
 _MEASURED_SIDE, _MEASURED_FRAMES = 224, 16
+_TOKEN_BYTES = 2
 
 
 # Memory in bytes (10^9 a GB, as cards are named) of the devices whose peak `peak_flops` knows.
@@ -274,8 +275,11 @@ def _loading(objective: Objective) -> tuple[float, float]:
     """Seconds of a core that loading a sample takes, and bytes that a store needs for a second of video: estimates.
 
     Crops of one picture cost their area, clips cut from one decode cost it once; a store's pictures are larger than the
-    cut in the proportion in which they were measured.
+    cut in the proportion in which they were measured. Reading tokens costs next to nothing; the bytes are those of one
+    grid a second.
     """
+    if objective.tokens_per_sample:
+        return 0.0, _TOKEN_BYTES * objective.tokens_per_sample
     height, width = objective.img_size
     area = max(1.0, height * width / _MEASURED_SIDE**2)
     if objective.num_frames > 1:

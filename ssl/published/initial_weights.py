@@ -5,8 +5,12 @@ decoder, a head) stays at its random initialisation. Three differences between t
 `headcam.ssl.inflation` and nothing else: the resolution, images that become clips, and clips that become images. Any
 other difference is an error that names it: no weight is ever left out, cut or guessed. What was done goes into the card
 of the new run, under `init`.
+
+An objective whose `encoder` is none of these (a tokenizer, a GPT) opens its sources itself, `Objective.open_initial`;
+then all of the architecture has to be the same.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +20,32 @@ from headcam.errors import InputError
 from headcam.ssl import zoo
 from headcam.ssl.inflation import deflate, inflate, resize
 from headcam.ssl.published.converters import convert
+from headcam.ssl.resnet import ResNet
 from headcam.ssl.vit import VisionTransformer
 from headcam.ssl.weights import load_encoder
 
+Opened = tuple[nn.Module, dict[str, Any]]
+
 _ZOO = "zoo:"
+_OF_TRAINING = ("quantizer_options",)  # weights of losses and the like; what of them is in the weights shows there
 _SAME = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")  # what no bridge changes
 
 
-def initialize(network: nn.Module, source: str) -> dict[str, Any]:
+def initialize(network: nn.Module, source: str, open_source: Callable[[str], Opened] | None = None) -> dict[str, Any]:
     """Copy the weights of another encoder into `network.encoder` and, where there is one, `network.student_encoder`.
 
     Args:
         network: that of an objective, at random initialisation.
         source: `zoo:NAME` (`headcam.ssl.zoo`), a run folder, a checkpoint or weights of headcam fit, or the file of a
             published checkpoint.
+        open_source: how to make weights and card of `source`; None for those of encoders.
     Returns:
         the record for the card: `source`, `name` and `hash` of the weights, `steps` that were taken, `into` which
         parts, and `mean` and `std` of the pixels that the source was trained on.
     Raises:
         InputError: no such source, or an encoder that differs in more than resolution and frames.
     """
-    encoder, card = _open(source)
+    encoder, card = (open_source or open_encoder)(source)
     fitted, steps = _fit(encoder, network.encoder, source)
     into = [part for part in ("encoder", "student_encoder") if hasattr(network, part)]
     for part in into:
@@ -53,12 +62,13 @@ def initialize(network: nn.Module, source: str) -> dict[str, Any]:
         "hash": card["weights_hash"],
         "steps": steps,
         "into": into,
-        "mean": card["mean"],
-        "std": card["std"],
+        "mean": card.get("mean"),
+        "std": card.get("std"),
     }
 
 
-def _open(source: str) -> tuple[nn.Module, dict[str, Any]]:
+def open_encoder(source: str) -> Opened:
+    """The encoder of a source as `initialize` takes it, and its card."""
     if source.startswith(_ZOO):
         return zoo.load(source.removeprefix(_ZOO))
     path = Path(source).expanduser()
@@ -81,9 +91,18 @@ def _fit(encoder: nn.Module, target: nn.Module, source: str) -> tuple[nn.Module,
 
     if type(encoder) is not type(target):
         raise refuse("architecture", type(encoder).__name__, type(target).__name__)
-    if not isinstance(target, VisionTransformer):
+    if isinstance(target, ResNet):
         if encoder.arguments["name"] != target.arguments["name"]:
             raise refuse("trunk", encoder.arguments["name"], target.arguments["name"])
+        return encoder, ["copied"]
+    if not isinstance(target, VisionTransformer):
+        for key, ours in target.arguments.items():
+            if key not in _OF_TRAINING and encoder.arguments.get(key) != ours:
+                raise refuse(key, encoder.arguments.get(key), ours)
+        shapes = [{name: tuple(x.shape) for name, x in one.state_dict().items()} for one in (encoder, target)]
+        for name in sorted(shapes[0] | shapes[1]):
+            if shapes[0].get(name) != shapes[1].get(name):
+                raise refuse(name, *(one.get(name, "absent") for one in shapes))
         return encoder, ["copied"]
     for key in _SAME:
         if encoder.arguments[key] != target.arguments[key]:

@@ -282,6 +282,7 @@ class RunFolder(Callback):
         account, manifest = self.account, trainer.datamodule.manifest
         return {
             **module.card(),
+            **({"step_s": trainer.datamodule.step_s} if module.num_frames > 1 else {}),
             "name": self.folder.name,
             "step": trainer.global_step,
             "samples_seen": account.samples,

@@ -21,6 +21,7 @@ def gpu(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no CUDA device")
 def test_without_a_device_every_figure_is_not_applicable(gpu, capsys):
     figures = {"mae_vitl16": gpu.mae_vitl16, "stmae_vith14": gpu.stmae_vith14, "mae_1792": gpu.mae_1792}
+    figures["gpt_gimel"] = gpu.gpt_gimel
     gpu.main("gpu", figures, arguments=[])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["benchmark"] == "gpu"

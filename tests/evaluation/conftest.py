@@ -8,9 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from headcam.files import sha256_file
 from headcam.randomness import stream
 from headcam.ssl.vit import VisionTransformer
 from headcam.ssl.weights import save_weights
+from headcam.tokenizers.autoencoders.palette import PaletteTokenizer
+from headcam.tokenizers.autoregression.gpt import GPT
 
 _SIDE = 24
 
@@ -62,4 +65,28 @@ def checkpoint(tmp_path: Path) -> Path:
     }
     folder.mkdir()
     save_weights(folder, encoder, card)
+    return folder
+
+
+@pytest.fixture
+def gpt_run(tmp_path: Path) -> Path:
+    """A run folder with a small GPT of 3 blocks on 8 x 8 palette tokens, and its tokenizer as it lies in one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        gpt = GPT(27, (8, 8), embed_dim=16, depth=3, num_heads=2)
+    tokenizer = PaletteTokenizer(8, 27)
+    levels = torch.tensor([40.0, 128.0, 215.0])
+    tokenizer.quantizer.codebook.copy_(torch.cartesian_prod(levels, levels, levels))
+    folder = tmp_path / "gpt"
+    for place, model, more in ((folder / "tokenizer", tokenizer, {}), (folder, gpt, {"img_size": [8, 8]})):
+        card = {
+            "contract": "card",
+            "version": 1,
+            "name": "tiny",
+            "architecture": {"class": type(model).__name__, "arguments": model.arguments},
+            **more,
+        }
+        save_weights(place, model, card)
+    hash_of_tokenizer = sha256_file(folder / "tokenizer" / "weights.safetensors")
+    save_weights(folder, gpt, {**card, "tokenizer": {"hash": hash_of_tokenizer}})
     return folder

@@ -15,6 +15,7 @@ from headcam.evaluation.embeddings import export
 from headcam.evaluation.features import resize_and_crop
 from headcam.ssl.vit import VisionTransformer
 from headcam.ssl.weights import load_encoder, save_weights
+from headcam.tokenizers.autoregression.loading import load_gpt_and_tokenizer
 from headcam.video.transforms import normalize
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -113,3 +114,18 @@ def test_bad_input_is_one_line(weights, tmp_path, capsys):
     ):
         assert main(["export", str(weights), "--data", data, "--out", str(tmp_path / out)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_layer_of_a_gpt(gpt_run, pictures, tmp_path):
+    words = ["export", str(gpt_run), "--data", str(pictures), "--layer", "-1", "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "e.npz")]) == 0
+    with np.load(tmp_path / "e.npz") as table:
+        embedding, names = table["embedding"], table["path"].tolist()
+    assert json.loads((tmp_path / "e.npz.json").read_text())["model"] == "tiny, layer 3"
+    gpt, tokenizer, _ = load_gpt_and_tokenizer(gpt_run)
+    for name, row in zip(names, embedding):
+        with Image.open(pictures / name) as picture:
+            image = torch.tensor(resize_and_crop(picture.convert("RGB"), (8, 8), 256 / 224)).permute(2, 0, 1)
+        with torch.no_grad():
+            expected = gpt.features(tokenizer.encode(image[None]), 3).mean(dim=1)[0]
+        np.testing.assert_allclose(row, expected.numpy(), rtol=1e-4, atol=1e-5)

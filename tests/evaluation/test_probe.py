@@ -167,3 +167,38 @@ def test_raw_pixels_of_tiny_imagenet(tmp_path):
     short = dataclasses.replace(protocols.LinearProbe(features), epochs=8, base_lr_per_256=(0.02,))
     result = linear_probe(train, labels, selection_mask(labels), test, 50, short, seed=0, quiet=True)
     assert 100 * in_top(result.logits, truth, 1).float().mean() == pytest.approx(17.3, abs=1.0)
+
+
+def test_a_layer_of_a_gpt_beside_its_random_twin(gpt_run, labelled, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["probe", str(gpt_run), "--labelled", str(labelled), "--out", str(out), "--quiet"]
+    assert headcam.cli.main([*words, "--layer", "2"]) == 0
+    scores = read_scores(out / "scores.csv")
+    models = ["tiny, layer 2", "tiny, layer 2 (random weights)", "raw pixels", "chance"]
+    assert list(dict.fromkeys(s.model for s in scores)) == models
+    value = {(s.model, s.metric): s.value for s in scores}
+    assert value[models[0], "linear/top1"] > 100 / 6  # the colour of a class is in its tokens
+    assert value[models[0], "linear/top1"] != value[models[1], "linear/top1"]
+    report = json.loads((out / "probe.json").read_text())
+    assert report["model"]["layer"] == 2 and report["model"]["img_size"] == [8, 8]
+    capsys.readouterr()
+    assert headcam.cli.main([*words, "--layer", "1"]) == 2  # not written over
+    assert "report of another probe" in capsys.readouterr().err
+
+
+def test_a_tokenizer_is_probed_by_its_latents_or_its_codes(gpt_run, labelled, tmp_path):
+    values = []
+    for layer in (None, "quantized"):
+        result = probe(gpt_run / "tokenizer", labelled, tmp_path / str(layer), layer=layer, quiet=True)
+        assert result.model == f"tiny, layer {layer or 'latents'}"
+        values.append({s.metric: s.value for s in result.scores if s.model == result.model})
+        assert values[-1]["linear/top1"] > 50
+    assert values[0] != values[1]
+
+
+@pytest.mark.parametrize(
+    ("source", "layer", "message"), [("gpt", "4", "of a GPT of 3 blocks"), ("run", "1", "neither a")]
+)
+def test_layers_that_are_not_there(checkpoint, gpt_run, labelled, tmp_path, source, layer, message):
+    with pytest.raises(InputError, match=message):
+        probe(tmp_path / source, labelled, tmp_path / "out", layer=layer, quiet=True)

@@ -32,6 +32,9 @@ _CLASSES = {
 }
 
 
+_STEP_S = 8 / 30  # HVM-1's; of tokenizers whose card says nothing
+
+
 class Tokenizer(nn.Module):
     """Base of the tokenizers.
 
@@ -158,6 +161,11 @@ def check_vocabulary(tokens: Tensor, vocab_size: int) -> None:
 
 def _size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
+
+
+def clip_step(card: dict[str, Any], given: float | None) -> float:
+    """Seconds between two frames of a clip: those `given`, else those that a tokenizer's card was trained on."""
+    return card.get("step_s") or _STEP_S if given is None else given
 
 
 def tokenizer_classes() -> dict[str, type[Tokenizer]]:
