@@ -28,7 +28,8 @@ from headcam.tokenizers.quantizers.usage import CodeCounts, collapse_line
 if TYPE_CHECKING:
     from headcam.tokenizers.autoencoders.training import TokenizerObjective
 
-_REPORTS = 2  # that show a collapse in a row before it is said: the first steps of a healthy run may look like one
+_REPORTS = 2  # in a row that show a collapse and no recovery: the start of a healthy run looks like one, too
+_RECOVERY = 1.05  # times the perplexity of the report before
 _FLUSH = 64  # batches whose sources are looked up together, so that a GPU is seldom waited for
 
 
@@ -41,16 +42,18 @@ class CodebookUsage(Callback):
 
     def __init__(self) -> None:
         self.alarms: list[str] = []
-        self._row = 0  # reports in a row that show a collapse
+        self._row = 0  # reports in a row that show a collapse and no recovery
+        self._perplexity = 0.0  # of the newest report
         self._train: dict[str, CodeCounts] = {}  # by source
         self._held_out: CodeCounts | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []  # samples and tokens of batches, not counted yet
 
     def state_dict(self) -> dict[str, Any]:
-        return {"alarms": list(self.alarms), "row": self._row}
+        return {"alarms": list(self.alarms), "row": self._row, "perplexity": self._perplexity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.alarms, self._row = list(state_dict["alarms"]), state_dict["row"]
+        self._perplexity = state_dict["perplexity"]
 
     def on_fit_start(self, trainer: pl.Trainer, module: "TokenizerObjective") -> None:
         if not hasattr(module, "tokens"):
@@ -134,7 +137,9 @@ class CodebookUsage(Callback):
                 callback.metrics.log(trainer.global_step, values)
         line = collapse_line(figures, module.encoder.vocab_size, together.tokens)
         self._begin(module)
-        self._row = self._row + 1 if line else 0
+        recovers = figures["perplexity"] > _RECOVERY * self._perplexity
+        self._row = self._row + 1 if line and not recovers else 0
+        self._perplexity = figures["perplexity"]
         if self._row == _REPORTS:
             self.alarms.append(f"step {trainer.global_step}: {line}")
             if trainer.is_global_zero:

@@ -121,6 +121,14 @@ def test_the_alarm_speaks_once_and_when_it_lasts(run, capsys):
     assert again.alarms == it.watch.alarms and again._row == 3
 
 
+def test_a_codebook_that_recovers_raises_no_alarm(run):
+    it = run(["", "", ""])
+    for used in (1, 1, 2, 3, 4):  # more codes from report to report, though few for so many tokens
+        it.train((np.arange(2000).reshape(2, 1000) % used).tolist())
+        it.validate([[0]])
+        assert not it.watch.alarms
+
+
 def test_what_makes_no_tokens_cannot_be_watched():
     with pytest.raises(InputError, match="CodebookUsage cannot watch SimpleNamespace"):
         CodebookUsage().on_fit_start(None, SimpleNamespace())
