@@ -8,10 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import types
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,31 +136,26 @@ def test_a_lost_node_loses_nothing(cluster, tmp_path):
 
 
 @pytest.fixture
-def one_actor_is_killed(cluster):
-    """Context manager: the first actor of the cluster that is at work is killed; fails where there was none."""
+def one_actor_is_killed(cluster, monkeypatch):
+    """Context manager: the process of the first actor that has a task is killed; fails where there was none."""
+    import ray
+
+    ask_for = workers_ray._Actors.ask_for
 
     @contextmanager
     def killing():
-        raylets = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
-        over, killed = threading.Event(), []
+        killed = []
 
-        def watch():
-            while not killed and not over.wait(0.01):
-                for folder in Path("/proc").glob("[0-9]*"):
-                    with suppress(OSError):  # a process that ended just now
-                        title, status = (folder / "cmdline").read_bytes(), (folder / "status").read_text()
-                        if title.startswith(b"ray::_Actor.run") and int(PARENT.search(status)[1]) in raylets:
-                            os.kill(int(folder.name), signal.SIGKILL)
-                            killed.append(folder.name)
-                            break
+        def ask_and_kill(self, count):  # called right behind the giving out of tasks
+            busy = self._all - {*self.idle, *self.starting.values()}
+            if busy and not killed:
+                killed.append(busy.pop())
+                ray.kill(killed[0])
+            ask_for(self, count)
 
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        monkeypatch.setattr(workers_ray._Actors, "ask_for", ask_and_kill)
+        yield
+        monkeypatch.setattr(workers_ray._Actors, "ask_for", ask_for)
         assert killed
 
     return killing
