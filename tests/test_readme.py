@@ -66,8 +66,9 @@ def test_the_worked_path_runs_as_written(data, headcam):
         )
     assert verbs[:6] == ["index", "scan", "subset", "store", "fit", "probe"]
     objectives = ["store", "fit", "fit", "fit", "fit", "show", "show", "export", "plan"]
-    tokens = ["fit", "tokenize", "fit", "sample", "fit", "tokenize", "fit", "sample", "tokenize", "probe"]
-    assert verbs[6:] == [*objectives, *tokens]
+    pictures = ["store", "fit", "tokenize", "tokenize", "tokenize", "fit", "sample", "sample", "probe"]
+    clips = ["store", "fit", "tokenize", "tokenize", "fit", "sample"]
+    assert verbs[6:] == [*objectives, *pictures, *clips]
     assert "VIDEOS=~/my_videos" in README
 
     (python,) = blocks("python")

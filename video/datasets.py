@@ -267,6 +267,7 @@ class HeldOutFrames(Dataset):
         units = self.source.units
         unit = int(permuted(np.int64(i), len(units), 0, "held out"))
         item = _viewed(self.source, unit, float(units.time_of(unit)), self.laws, self._views(unit))
+        item["unit"] = torch.tensor(unit)
         if self.label_of is not None:
             item["label"] = torch.tensor(self.label_of(unit))
         return item

@@ -5,13 +5,14 @@ report and the next, those of held-out pictures at every validation (`headcam.to
 figures). A report is due at every validation and after every pass over the data; it adds to `metrics.csv`
 
     train/usage, train/perplexity, train/dead      and with several sources train/usage/SOURCE, ...
-    val/usage, val/perplexity, val/dead
+    val/usage, val/perplexity, val/dead            and with several sources val/usage/SOURCE, ...
 
 Counts are summed over processes. Those of a report under way are not kept by checkpoints: after a restart the next
 report counts from there.
 """
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -24,6 +25,7 @@ from headcam.errors import InputError
 from headcam.ssl.training.distributed import sum_over_processes
 from headcam.ssl.training.run_folder import RunFolder
 from headcam.tokenizers.quantizers.usage import CodeCounts, collapse_line
+from headcam.video.sampling.units import Units
 
 if TYPE_CHECKING:
     from headcam.tokenizers.autoencoders.training import TokenizerObjective
@@ -31,6 +33,60 @@ if TYPE_CHECKING:
 _REPORTS = 2  # in a row that show a collapse and no recovery: the start of a healthy run looks like one, too
 _RECOVERY = 1.05  # times the perplexity of the report before
 _FLUSH = 64  # batches whose sources are looked up together, so that a GPU is seldom waited for
+
+
+class _Counts:
+    """Tokens, counted by the source of the video that they are of.
+
+    Args:
+        units: of the data.
+        unit_of: (M,) numbers that batches carry -> (M,) units.
+        codes: K.
+        device: of the tokens.
+    """
+
+    def __init__(self, units: Units, unit_of: Callable[[np.ndarray], np.ndarray], codes: int, device: torch.device):
+        names = np.array([name or "unknown" for name in units.facts.source_names])[units.facts.source]
+        self._names, self._source_of_recording = np.unique(names, return_inverse=True)  # of each recording
+        self._units, self._unit_of = units, unit_of
+        self._codes, self._device = codes, device
+        self.clear()
+
+    def clear(self) -> None:
+        self._pending: list[tuple[Tensor, Tensor]] = []  # numbers and tokens of batches, not counted yet
+        self._of_source = [CodeCounts(self._codes, self._device) for _ in self._names]
+
+    def add(self, numbers: Tensor, tokens: Tensor) -> None:
+        """Count tokens (B, ...) of the samples with these numbers (B,)."""
+        if len(self._names) == 1:
+            self._of_source[0].add(tokens)
+            return
+        self._pending.append((numbers, tokens))
+        if len(self._pending) >= _FLUSH:
+            self._count_pending()
+
+    def total(self, prefix: str) -> tuple[CodeCounts, dict[str, float]]:
+        """Counts of all sources and processes, and the figures as columns of the log; none where nothing was counted."""
+        self._count_pending()
+        together, columns = CodeCounts(self._codes, self._device), {}
+        for name, counts in zip(self._names, self._of_source):
+            sum_over_processes(counts.counts)
+            together.counts += counts.counts
+            if len(self._names) > 1:
+                columns |= {f"{prefix}/{key}/{name}": value for key, value in counts.figures().items()}
+        if not together.tokens:
+            return together, {}
+        return together, columns | {f"{prefix}/{key}": value for key, value in together.figures().items()}
+
+    def _count_pending(self) -> None:
+        if not self._pending:
+            return
+        numbers, tokens = (torch.cat(parts) for parts in zip(*self._pending))
+        self._pending = []
+        recordings = self._units.recording_of(self._unit_of(numbers.cpu().numpy()))
+        source = torch.from_numpy(self._source_of_recording[recordings]).to(tokens.device)
+        for k, counts in enumerate(self._of_source):
+            counts.add(tokens[source == k])
 
 
 class CodebookUsage(Callback):
@@ -44,9 +100,8 @@ class CodebookUsage(Callback):
         self.alarms: list[str] = []
         self._row = 0  # reports in a row that show a collapse and no recovery
         self._perplexity = 0.0  # of the newest report
-        self._train: dict[str, CodeCounts] = {}  # by source
-        self._held_out: CodeCounts | None = None
-        self._pending: list[tuple[Tensor, Tensor]] = []  # samples and tokens of batches, not counted yet
+        self._train: _Counts | None = None
+        self._held_out: _Counts | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"alarms": list(self.alarms), "row": self._row, "perplexity": self._perplexity}
@@ -63,37 +118,30 @@ class CodebookUsage(Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, module: "TokenizerObjective") -> None:
-        facts = trainer.datamodule.plan.units.facts
-        names = np.array([name or "unknown" for name in facts.source_names])[facts.source]  # of each recording
-        self._sources, self._source_of_recording = np.unique(names, return_inverse=True)
-        self._begin(module)
+        plan = trainer.datamodule.plan
+        self._train = _Counts(plan.units, plan.unit, module.encoder.vocab_size, module.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: "TokenizerObjective", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if len(self._sources) == 1:
-            self._train[str(self._sources[0])].add(module.tokens)
-        else:
-            self._pending.append((batch["sample"], module.tokens))
-            if len(self._pending) >= _FLUSH:
-                self._count_pending(trainer)
+        self._train.add(batch["sample"], module.tokens)
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._ends_a_pass(trainer, module):
             self._report(trainer, module)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: "TokenizerObjective") -> None:
-        self._held_out = CodeCounts(module.encoder.vocab_size, module.device)
+        units = trainer.datamodule.val_data.source.units
+        self._held_out = _Counts(units, lambda numbers: numbers, module.encoder.vocab_size, module.device)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, module: "TokenizerObjective", outputs: Any, batch: Any, batch_idx: int, *rest: Any
     ) -> None:
-        self._held_out.add(module.tokens)
+        self._held_out.add(batch["unit"], module.tokens)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: "TokenizerObjective") -> None:
         if trainer.sanity_checking:
             return
-        sum_over_processes(self._held_out.counts)
-        for name, value in self._held_out.figures().items():
-            module.log(f"val/{name}", value)
+        for name, value in self._held_out.total("val")[1].items():
+            module.log(name, value)
         if trainer.state.fn == "fit":
             self._report(trainer, module)
 
@@ -103,40 +151,17 @@ class CodebookUsage(Callback):
         drawn = trainer.global_step * per_step
         return drawn // units > (drawn - per_step) // units
 
-    def _begin(self, module: "TokenizerObjective") -> None:
-        self._train = {str(name): CodeCounts(module.encoder.vocab_size, module.device) for name in self._sources}
-
-    def _count_pending(self, trainer: pl.Trainer) -> None:
-        """Count the tokens of the batches that wait for it, each picture under the source that it was drawn from."""
-        if not self._pending:
-            return
-        samples, tokens = (torch.cat(parts) for parts in zip(*self._pending))
-        self._pending = []
-        plan = trainer.datamodule.plan
-        recordings = plan.units.recording_of(plan.unit(samples.cpu().numpy()))
-        source = torch.from_numpy(self._source_of_recording[recordings]).to(tokens.device)
-        for k, name in enumerate(self._sources):
-            self._train[str(name)].add(tokens[source == k])
-
     def _report(self, trainer: pl.Trainer, module: "TokenizerObjective") -> None:
         """Write what was counted since the last report to the row of the newest step; begin anew."""
-        self._count_pending(trainer)
-        together = CodeCounts(module.encoder.vocab_size, module.device)
-        values = {}
-        for name, counts in self._train.items():
-            sum_over_processes(counts.counts)
-            together.counts += counts.counts
-            if len(self._sources) > 1:
-                values |= {f"train/{key}/{name}": value for key, value in counts.figures().items()}
+        together, columns = self._train.total("train")
         if not together.tokens:  # a validation right behind the end of a pass has said it all
             return
-        figures = together.figures()
-        values |= {f"train/{key}": value for key, value in figures.items()}
         for callback in trainer.callbacks:
             if isinstance(callback, RunFolder) and trainer.is_global_zero:
-                callback.metrics.log(trainer.global_step, values)
+                callback.metrics.log(trainer.global_step, columns)
+        figures = together.figures()
         line = collapse_line(figures, module.encoder.vocab_size, together.tokens)
-        self._begin(module)
+        self._train.clear()
         recovers = figures["perplexity"] > _RECOVERY * self._perplexity
         self._row = self._row + 1 if line and not recovers else 0
         self._perplexity = figures["perplexity"]

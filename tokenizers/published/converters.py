@@ -58,7 +58,7 @@ _CODES = {
 # Published codebooks: codes as wide as the latents, compared by distance, and nothing beside them.
 _QUANTIZERS = {
     "vqgan": ("vq", {"code_dim": None, "l2_normalize": False, "kmeans": False, "threshold_ema_dead_code": 0.0}),
-    "gumbel-vqgan": ("gumbel", {}),
+    "gumbel-vqgan": ("gumbel", {"kl_weight": 1e-8, "diversity_weight": 0.0, "kmeans": False}),
 }
 _GPT_LAYERS = {"norm1": "ln1", "norm2": "ln2", "attn.proj": "attn.proj", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2"}
 

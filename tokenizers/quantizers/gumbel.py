@@ -11,18 +11,24 @@ The decoder always gets a single code, never the mixture, so that it is trained 
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headcam.errors import InputError
+from headcam.randomness import stream
 from headcam.ssl.schedules import cosine_between
+from headcam.tokenizers.quantizers.latents import LearnsFromLatents, StepLatents, k_means_places
 from headcam.tokenizers.quantizers.projected import full_precision, mean_everywhere
 from headcam.tokenizers.quantizers.quantizer import Quantized, Quantizer, places_back, places_last
 
-_TINY = 1e-20  # below any probability that matters; keeps the logarithm finite
+_SHARPNESS = 6.0  # nats between a code and its next, for a latent that is at the code; from 2 to 6 use is as even
+_JITTER = 0.1  # of codes, in units of how far the next one is
+_LEAST_APART = 1e-4  # squared, of the squared length of latents: what float32 can tell apart
+_TINY = 1e-20  # below any probability that matters; keeps logarithms and quotients finite
 
 
-class GumbelVQ(Quantizer):
+class GumbelVQ(LearnsFromLatents, Quantizer):
     """Codes drawn from logits.
 
     Args:
@@ -33,11 +39,14 @@ class GumbelVQ(Quantizer):
         diversity_weight: of the divergence of the mean distribution from even use, in nats (published: none).
         temperature_start, temperature_end, temperature_steps: half a cosine from one to the other over so many
             optimizer steps (published: 0.9, 1e-6, 1,000,001).
+        kmeans: after the first step, place the codes by k-means and let logits be negative squared distances to them
+            (published: none of it).
 
     Attributes:
         proj: latents to logits, a convolution of one place: weights (K, D, 1, 1).
         codebook: (K, D), a parameter.
         temperature: at the step that was set last.
+        initialized: int64 buffer, where there is k-means: whether it was done.
     """
 
     draws = True
@@ -51,6 +60,7 @@ class GumbelVQ(Quantizer):
         temperature_start: float = 0.9,
         temperature_end: float = 1e-6,
         temperature_steps: int = 1_000_001,
+        kmeans: bool = True,
     ):
         if codebook_size < 1:
             raise InputError(f"codebook_size is {codebook_size}", "give a number from 1 on")
@@ -71,10 +81,12 @@ class GumbelVQ(Quantizer):
             temperature_start=temperature_start,
             temperature_end=temperature_end,
             temperature_steps=temperature_steps,
+            kmeans=kmeans,
         )
         self.kl_weight, self.diversity_weight = kl_weight, diversity_weight
         self.proj = nn.Conv2d(dim, codebook_size, 1)
         self.codebook = nn.Parameter(torch.randn(codebook_size, dim))
+        self._keep_latents(kmeans)
         self.set_step(0)
 
     def set_step(self, step: int) -> None:
@@ -92,6 +104,7 @@ class GumbelVQ(Quantizer):
                     raise ValueError("GumbelVQ draws in training: give noise (B,), a uniform number for each sample")
                 drawn = logits + gumbel_noise(noise, len(rows) // len(latents), self.codebook_size)
                 indices = drawn.argmax(1)
+                self._note(rows.detach(), indices)
                 mixture = (drawn / self.temperature).softmax(1) @ self.codebook.detach()
                 codes = self._rows(indices) + (mixture - mixture.detach())  # x - x is 0: the value is the code's own
             else:
@@ -100,6 +113,18 @@ class GumbelVQ(Quantizer):
             loss = self._loss(logits.log_softmax(1))
         shape = (latents.shape[0], *latents.shape[2:])
         return Quantized(places_back(codes, latents), indices.view(shape), loss)
+
+    def _place(self, latents: StepLatents) -> None:
+        """Where there are fewer latents than codes, several codes share a place but for a little noise."""
+        centres, _ = k_means_places(latents, self.codebook_size)
+        centres = centres[torch.arange(self.codebook_size, device=centres.device) % len(centres)]
+        apart = torch.maximum(_squared_to_next(centres), _LEAST_APART * centres.square().sum(1).mean()) + _TINY
+        noise = torch.from_numpy(stream(0, "gumbel places", 0).standard_normal(centres.shape, np.float32))
+        codes = centres + _JITTER * (apart / self.dim).sqrt() * noise.to(centres.device)
+        sharpness = _SHARPNESS / apart
+        self.codebook.copy_(codes)
+        self.proj.weight.copy_((2 * sharpness * codes)[:, :, None, None])
+        self.proj.bias.copy_(-sharpness * codes.square().sum(1))
 
     def _loss(self, log_p: Tensor) -> Tensor:
         """Of the log-probabilities (M, K) of all latents."""
@@ -136,6 +161,15 @@ def gumbel_noise(keys: Tensor, places: int, codes: int) -> Tensor:
         uniform = (_shifted(bits, 41).float() + 0.5) * 2**-23  # 23 bits: exact in float32, never 0 or 1
         parts.append(uniform.log_().neg_().log_().neg_())
     return torch.cat(parts, dim=1).view(-1, codes)
+
+
+def _squared_to_next(codes: Tensor) -> Tensor:
+    """Squared distance from a code to the nearest other place, mean over some of them (K, D); 0 where all are one."""
+    places = codes.unique(dim=0)
+    if len(places) == 1:
+        return codes.new_zeros(())
+    some = places[:: math.ceil(len(places) / 1024)]
+    return torch.cdist(some, places).topk(2, largest=False).values[:, 1].square().mean()
 
 
 _AT_ONCE = 1 << 20  # numbers of a sample: their 64-bit counters take memory

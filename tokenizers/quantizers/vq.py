@@ -9,30 +9,26 @@ What keeps codes in use, each by itself an option, all on by default:
   (`threshold_ema_dead_code`; as in Dhariwal et al. 2020, "Jukebox", section 3.1, but by share of use).
 `rotation_trick` exchanges the straight-through gradient for a rotated one (Fifty et al. 2024).
 
-`forward` only keeps the step's latents (of all its micro-batches); codes move in `after_step`, from what all processes
-saw, so that the codebooks of all stay the same, and that of a batch does not depend on how it was dealt out.
+Codes move in `after_step` (`headcam.tokenizers.quantizers.latents`).
 
 Shapes: M places of a batch, K codes, d their width.
 """
 
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import distribute_tensor
 
 from headcam.errors import InputError
 from headcam.randomness import stream
-from headcam.ssl.training.distributed import is_sharded, many, sum_over_processes, whole
-from headcam.tokenizers.quantizers.kmeans import kmeans
+from headcam.ssl.training.distributed import is_sharded, whole
+from headcam.tokenizers.quantizers.latents import LearnsFromLatents, StepLatents, k_means_places
 from headcam.tokenizers.quantizers.nearest import nearest_code
 from headcam.tokenizers.quantizers.projected import ProjectedQuantizer
 from headcam.tokenizers.quantizers.quantizer import straight_through
 
-_LATENTS_PER_CODE = 32  # that k-means looks at, at most
 _USAGE_DECAY = 0.99  # of the gradient codebook's record of use; EMAVQ has its own
 _SEED = 0  # of what is drawn here; what is drawn from differs by run
 
@@ -60,7 +56,7 @@ class _RotationTrick(torch.autograd.Function):
         return scale * (gradient - 2 * along_w * w + 2 * along_c * r), None
 
 
-class _VQ(ProjectedQuantizer):
+class _VQ(LearnsFromLatents, ProjectedQuantizer):
     """What both ways of learning a codebook share: nearest code, gradient of the latents, start and revival.
 
     A subclass makes `codebook` and implements `_start` and `_follow`.
@@ -101,10 +97,7 @@ class _VQ(ProjectedQuantizer):
         self.arguments["code_dim"] = code_dim
         self.l2_normalize, self.commitment_weight = l2_normalize, commitment_weight
         self.threshold_ema_dead_code, self.rotation_trick = threshold_ema_dead_code, rotation_trick
-        if kmeans:
-            self.register_buffer("initialized", torch.zeros((), dtype=torch.int64))
-        self._is_initialized: bool | None = None if kmeans else True  # what the buffer says, not to wait for a GPU
-        self._seen: list[tuple[Tensor, Tensor]] = []  # rows and indices of the step's micro-batches
+        self._keep_latents(kmeans)
 
     def _random_codes(self) -> Tensor:
         """(K, d) to start from: on the unit sphere, or near zero as in the published code."""
@@ -133,54 +126,23 @@ class _VQ(ProjectedQuantizer):
     def _loss(self, rows: Tensor, codes: Tensor) -> Tensor:
         return self.commitment_weight * F.mse_loss(rows, codes.detach())
 
-    @torch.compiler.disable
-    def _note(self, rows: Tensor, indices: Tensor) -> None:
-        if not rows.is_meta and self._learns_from_latents():
-            self._seen.append((rows, indices))
-
     def _learns_from_latents(self) -> bool:
-        return self.threshold_ema_dead_code > 0 or not self._is_initialized
+        return self.threshold_ema_dead_code > 0 or super()._learns_from_latents()
 
-    @torch.no_grad()
-    def after_step(self, step: int, skip: Tensor | float = 0.0) -> None:
-        seen, self._seen = self._seen, []
-        if not seen:
-            return
-        if self._is_initialized is None:
-            self._is_initialized = bool(self.initialized)
-        if self._is_initialized and self._learns_from_latents():
-            self._follow(_Latents(seen), step, torch.as_tensor(skip, device=self.codebook.device) > 0)
-        elif not self._is_initialized and not float(skip):
-            self._place(_Latents(seen))
-            self.initialized.fill_(1)
-            self._is_initialized = True
-
-    def _place(self, latents: "_Latents") -> None:
-        """Give the codes their first places, by k-means of the latents of one step.
-
-        Where these are fewer than K, the other codes stay where they are, without any use on record: revival is next.
-        """
-        seen, most = len(latents), _LATENTS_PER_CODE * self.codebook_size
-        chosen = np.arange(seen) if seen <= most else stream(_SEED, "k-means latents", 0).permutation(seen)[:most]
-        found = kmeans(latents.rows(chosen), min(self.codebook_size, seen), seed=_SEED, start="random")
+    def _place(self, latents: StepLatents) -> None:
+        """Codes that got no place stay where they are, without any use on record: revival is next."""
+        centres, found = k_means_places(latents, self.codebook_size)
         codebook = whole(self.codebook).detach().clone()
         counts = codebook.new_zeros(self.codebook_size)
-        codebook[: len(found.centres)] = F.normalize(found.centres, dim=1) if self.l2_normalize else found.centres
-        counts[: len(found.centres)] = found.counts * (seen / len(chosen))
-        if many():  # all have computed the same, on hardware that may not be
-            dist.broadcast(codebook, 0)
-            dist.broadcast(counts, 0)
+        codebook[: len(centres)] = F.normalize(centres, dim=1) if self.l2_normalize else centres
+        counts[: len(centres)] = found
         self._start(codebook, counts)
 
     def _start(self, codebook: Tensor, counts: Tensor) -> None:
         """Take the first codes, (K, d), and how many of a step's latents are nearest to each, (K,)."""
         raise NotImplementedError
 
-    def _follow(self, latents: "_Latents", step: int, skip: Tensor) -> None:
-        """Learn from the latents of a step; nothing where `skip`, a scalar on the device, is true."""
-        raise NotImplementedError
-
-    def _revive(self, latents: "_Latents", step: int, usage: Tensor) -> tuple[Tensor, Tensor]:
+    def _revive(self, latents: StepLatents, step: int, usage: Tensor) -> tuple[Tensor, Tensor]:
         """Which codes get a new place, (K,) bool, and the places, (K, d), given each one's use over the mean one's.
 
         Places are different latents of the step; where there are more dead codes than latents, the rest has to wait.
@@ -189,21 +151,6 @@ class _VQ(ProjectedQuantizer):
         places = latents.rows(stream(_SEED, "code revival", step).permutation(len(latents))[: self.codebook_size])
         turn = dead.cumsum(0) - 1
         return dead & (turn < len(places)), places[turn.clamp(0, len(places) - 1)]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Weights that bring a codebook without our records, as published ones do, count as initialised."""
-        codebook = state_dict.get(f"{prefix}codebook")
-        if codebook is not None:
-            for name, value in self._records_of(codebook).items():
-                state_dict.setdefault(f"{prefix}{name}", value)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if "initialized" in self._buffers:
-            self._is_initialized = None
-
-    def _records_of(self, codebook: Tensor) -> dict[str, Tensor]:
-        """Records that go with a codebook of unknown history, by name."""
-        own = {"initialized": codebook.new_ones((), dtype=torch.int64)}
-        return {name: value for name, value in own.items() if name in self._buffers}
 
 
 class GradientVQ(_VQ):
@@ -269,7 +216,7 @@ class GradientVQ(_VQ):
         if self.threshold_ema_dead_code:
             self.usage.copy_(counts > 0)
 
-    def _follow(self, latents: "_Latents", step: int, skip: Tensor) -> None:
+    def _follow(self, latents: StepLatents, step: int, skip: Tensor) -> None:
         counts = latents.counts(self.codebook_size)
         usage = torch.lerp(counts * (self.codebook_size / len(latents)), self.usage, _USAGE_DECAY)
         revived, places = self._revive(latents, step, usage)
@@ -346,7 +293,7 @@ class EMAVQ(_VQ):
         self.cluster_size.copy_(counts)
         self.embed_avg.copy_(codebook * counts[:, None])
 
-    def _follow(self, latents: "_Latents", step: int, skip: Tensor) -> None:
+    def _follow(self, latents: StepLatents, step: int, skip: Tensor) -> None:
         counts, sums = latents.counts(self.codebook_size), latents.sums(self.codebook_size)
         cluster_size = torch.lerp(counts, self.cluster_size, self.decay)
         embed_avg = torch.lerp(sums, self.embed_avg, self.decay)
@@ -367,48 +314,6 @@ class EMAVQ(_VQ):
     def _records_of(self, codebook: Tensor) -> dict[str, Tensor]:
         averages = {"cluster_size": codebook.new_ones(len(codebook)), "embed_avg": codebook.clone()}
         return super()._records_of(codebook) | averages
-
-
-class _Latents:
-    """The latents of an optimizer step over all processes, in the order of their samples.
-
-    Micro-batches follow each other, in each the processes, in each its rows: as `step_samples` deals out a batch. All
-    micro-batches have the same number of rows.
-    """
-
-    def __init__(self, seen: list[tuple[Tensor, Tensor]]):
-        self._rows, self._indices = (torch.cat(part) for part in zip(*seen))
-        self._micro = len(seen[0][0])  # rows of a micro-batch of this process
-        self._processes = dist.get_world_size() if many() else 1
-
-    def __len__(self) -> int:
-        return len(self._rows) * self._processes
-
-    def rows(self, numbers: np.ndarray) -> Tensor:
-        """Rows by their numbers in [0, len): (n,) int64 -> (n, d), the same in every process."""
-        if self._processes == 1:
-            return self._rows[torch.from_numpy(numbers).to(self._rows.device)]
-        micro, within = np.divmod(numbers, self._processes * self._micro)
-        owner, row = np.divmod(within, self._micro)
-        mine = np.flatnonzero(owner == dist.get_rank())
-        found = self._rows.new_zeros(len(numbers), self._rows.shape[1])
-        at = torch.from_numpy(mine).to(found.device)
-        found[at] = self._rows[torch.from_numpy((micro * self._micro + row)[mine]).to(found.device)]
-        sum_over_processes(found)
-        return found
-
-    def counts(self, codebook_size: int) -> Tensor:
-        """How many rows have each code: (K,) float32."""
-        counts = self._rows.new_zeros(codebook_size)
-        counts.index_add_(0, self._indices, counts.new_ones(()).expand(len(self._indices)))
-        sum_over_processes(counts)
-        return counts
-
-    def sums(self, codebook_size: int) -> Tensor:
-        """Sum of the rows of each code: (K, d)."""
-        sums = self._rows.new_zeros(codebook_size, self._rows.shape[1]).index_add_(0, self._indices, self._rows)
-        sum_over_processes(sums)
-        return sums
 
 
 def _check(**options: float | None) -> None:

@@ -41,8 +41,9 @@ def run(tmp_path):
         plan = _Plan(sources)
         folder = RunFolder(tmp_path, "", TrainingHealth(tmp_path))
         watch, logged = CodebookUsage(), {}
+        held_out = SimpleNamespace(source=SimpleNamespace(units=plan.units))
         trainer = SimpleNamespace(
-            datamodule=SimpleNamespace(plan=plan), accumulate_grad_batches=1, global_step=0, callbacks=[folder, watch],
+            datamodule=SimpleNamespace(plan=plan, val_data=held_out), accumulate_grad_batches=1, global_step=0, callbacks=[folder, watch],
             is_global_zero=True, sanity_checking=False, state=SimpleNamespace(fn="fit"),
         )  # fmt: skip
         module = SimpleNamespace(
@@ -62,7 +63,7 @@ def run(tmp_path):
         def validate(tokens):
             watch.on_validation_epoch_start(trainer, module)
             module.tokens = torch.tensor(tokens)
-            watch.on_validation_batch_end(trainer, module, None, {}, 0)
+            watch.on_validation_batch_end(trainer, module, None, {"unit": torch.arange(len(tokens)) * 3}, 0)
             watch.on_validation_epoch_end(trainer, module)
 
         return SimpleNamespace(watch=watch, train=train, validate=validate, logged=logged, rows=folder.metrics.rows)
@@ -106,6 +107,14 @@ def test_sources_are_counted_apart(run):
     assert float(row["train/perplexity/home"]) == pytest.approx(
         np.exp(-sum(p * np.log(p) for p in (4 / 7, 1 / 7, 2 / 7)))
     )
+
+
+def test_held_out_tokens_too_are_counted_by_source(run):
+    it = run(["home", "zoo", "home"])
+    it.validate([[0, 1], [0, 0], [2, 3], [4, 4]])  # of units 0, 3, 6 and 9, which are of recordings a, a, b and c
+    assert it.logged["val/usage"] == 5 / 8 and it.logged["val/dead"] == 3
+    assert {k: it.logged[f"val/usage/{k}"] for k in ("home", "zoo")} == {"home": 3 / 8, "zoo": 2 / 8}
+    assert it.logged["val/perplexity/zoo"] == pytest.approx(2)
 
 
 def test_the_alarm_speaks_once_and_when_it_lasts(run, capsys):

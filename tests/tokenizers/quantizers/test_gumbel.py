@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from headcam.tokenizers.quantizers.gumbel import GumbelVQ, gumbel_noise
+from headcam.tokenizers.quantizers.kmeans import kmeans
+from headcam.tokenizers.quantizers.nearest import nearest_code
 
 K, D = 24, 5
 
@@ -20,7 +22,7 @@ def made(**options):
 
 
 def test_the_state_is_that_of_the_published_tokenizer():
-    shapes = {key: tuple(value.shape) for key, value in made().state_dict().items()}
+    shapes = {key: tuple(value.shape) for key, value in made(kmeans=False).state_dict().items()}
     assert shapes == {"proj.weight": (K, D, 1, 1), "proj.bias": (K,), "codebook": (K, D)}
 
 
@@ -60,6 +62,47 @@ def test_the_diversity_term_is_the_divergence_of_the_mean_distribution():
     assert float(quantizer(x).loss.detach()) == pytest.approx(
         0.5 * float((mean * (mean * K).log()).sum().detach()), rel=1e-4
     )
+
+
+def test_codes_start_among_the_latents_of_the_first_step_that_is_taken():
+    """At the centres of k-means, and a token is the code nearest to its latent."""
+    torch.manual_seed(0)
+    quantizer, keys, latents = made().train(), torch.rand(6), torch.randn(6, D, 8, 9)
+    quantizer(latents, keys)
+    before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    quantizer.after_step(0, skip=1.0)
+    assert all(torch.equal(value, before[key]) for key, value in quantizer.state_dict().items())
+
+    quantizer(latents[:3], keys[:3]), quantizer(latents[3:], keys[3:])  # two micro-batches of a step
+    quantizer.after_step(0)
+    rows = latents.movedim(1, -1).reshape(-1, D)
+    centres = kmeans(rows, K, start="random").centres
+    assert (quantizer.codebook - centres).norm(dim=1).max() < 0.5 * torch.pdist(centres).min()
+    indices = quantizer.eval()(latents).indices.flatten()
+    assert torch.equal(indices, nearest_code(rows, quantizer.codebook)) and len(indices.unique()) == K
+
+    placed = quantizer.codebook.detach().clone()
+    quantizer.train()(latents + 1, keys)
+    quantizer.after_step(1)
+    assert torch.equal(quantizer.codebook, placed)  # a start is once; also after a restart
+    again = made().train()
+    again.load_state_dict(quantizer.state_dict())
+    again(latents + 1, keys)
+    again.after_step(2)
+    assert torch.equal(again.codebook, placed)
+
+
+@pytest.mark.parametrize("places", [1, 7], ids=["all alike", "fewer than codes"])
+def test_a_start_from_few_latents_is_finite_and_leaves_no_code_out_of_reach(places):
+    torch.manual_seed(0)
+    quantizer = made().train()
+    latents = torch.randn(1, D, places).repeat(1, 1, 2)
+    quantizer(latents, torch.rand(1))
+    quantizer.after_step(0)
+    assert all(torch.isfinite(value).all() for value in quantizer.state_dict().values())
+    logits = F.linear(latents[0].t(), quantizer.proj.weight[..., 0, 0], quantizer.proj.bias)
+    near = (logits.amax(0) - logits.amax()).abs()  # of each code, at the latent that is nearest to it
+    assert near.max() < 20
 
 
 def test_the_temperature_falls_by_a_cosine():
