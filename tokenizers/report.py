@@ -25,9 +25,9 @@ from headcam.statistics import bootstrap_mean
 from headcam.tokenizers.autoencoders.tokenizer import Tokenizer, clip_step, load_tokenizer
 from headcam.tokenizers.fidelity.distances import FID_PICTURES, frechet_distance, kernel_distance
 from headcam.tokenizers.fidelity.features import EncoderFeatures, InceptionFeatures
-from headcam.tokenizers.fidelity.held_out import HeldOut, open_held_out
 from headcam.tokenizers.fidelity.measure import Evaluators, Measured, measure, reconstruct
 from headcam.tokenizers.losses.lpips import load_perceptual
+from headcam.video.items import Items, open_items
 from headcam.video.sampling.manifest import Manifest
 
 CONTRACT = "tokenizer report/1"
@@ -163,7 +163,7 @@ def report(
         for candidate in candidates:
             t = candidate.tokenizer
             try:
-                held_out = open_held_out(path, t.img_size, t.num_frames, num=num, step_s=step_s, seed=seed)
+                held_out = open_items(path, t.img_size, t.num_frames, num=num, step_s=step_s, seed=seed)
             except InputError as error:
                 refused.append((candidate.name, error))
                 continue
@@ -240,9 +240,7 @@ def _limits(cells: Sequence[Cell], evaluators: Evaluators) -> list[str]:
     return found
 
 
-def _cell(
-    candidate: Candidate, held_out: HeldOut, evaluators: Evaluators, out: Path, frames: bool, quiet: bool
-) -> Cell:
+def _cell(candidate: Candidate, held_out: Items, evaluators: Evaluators, out: Path, frames: bool, quiet: bool) -> Cell:
     hash_ = candidate.card["weights_hash"]
     measured = measure(candidate.tokenizer, hash_, held_out, evaluators, out / "measured", quiet=quiet)
     trained_on = candidate.trained_on
@@ -255,7 +253,7 @@ def _cell(
     return Cell(candidate, held_out.name, measured, len(held_out), seen, pictures)
 
 
-def _pictures(tokenizer: Tokenizer, held_out: HeldOut, device: str) -> tuple[np.ndarray, np.ndarray]:
+def _pictures(tokenizer: Tokenizer, held_out: Items, device: str) -> tuple[np.ndarray, np.ndarray]:
     """Originals and reconstructions of items spread over the data set, (b, H, W, 3); of one clip, its frames."""
     n, clips = len(held_out), tokenizer.num_frames > 1
     chosen = held_out.chosen[_spread(n, 1 if clips else _SHOWN)]

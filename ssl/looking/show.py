@@ -8,19 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from headcam.errors import InputError
-from headcam.randomness import permuted, stream
+from headcam.randomness import stream
 from headcam.ssl.looking.attention_maps import class_attention
 from headcam.ssl.looking.masks import MASK_KINDS, MaskKind, directed_noise
 from headcam.ssl.looking.tiles import attention_tiles, comparison, save_png
 from headcam.ssl.restore import load_objective
 from headcam.ssl.weights import load_encoder
-from headcam.video.clip_sources import ClipStoreSource, ClipVideoSource
-from headcam.video.datasets import FrameSource, StoreSource, VideoSource
-from headcam.video.transforms import Cut, center_box, crop_array, normalize
+from headcam.video.items import open_items
+from headcam.video.transforms import normalize
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -57,7 +54,7 @@ def completions(
     if not hasattr(objective, "reconstruct"):
         raise InputError(f"{run} is a run of {objective.name}, which completes nothing", "give one of mae or stmae")
     encoder = objective.encoder
-    images = samples(data, num, encoder.img_size, encoder.num_frames, step_s, seed)
+    images = open_items(data, encoder.img_size, encoder.num_frames, num=num, step_s=step_s, seed=seed).stacked()
     noise = torch.from_numpy(
         np.stack([stream(seed, "show", i).random(encoder.num_patches, dtype=np.float32) for i in range(len(images))])
     )
@@ -98,51 +95,11 @@ def attention(
     """
     encoder, card = load_encoder(source)
     size = tuple(card["img_size"]) if img_size is None else (img_size, img_size)
-    images = samples(data, num, size, getattr(encoder, "num_frames", 1), step_s, seed)
+    num_frames = getattr(encoder, "num_frames", 1)
+    images = open_items(data, size, num_frames, num=num, step_s=step_s, seed=seed).stacked()
     pixels = normalize(images, card["mean"], card["std"])
     maps = torch.cat([class_attention(encoder, one[None], block) for one in pixels])
     path = Path(out) / "attention.png"
     tubelet_size = getattr(encoder, "tubelet_size", 1)
     save_png(path, attention_tiles(pixels, maps, card["mean"], card["std"], tubelet_size))
     return path
-
-
-def samples(
-    data: str | Path, num: int, size: tuple[int, int], num_frames: int = 1, step_s: float = 8 / 30, seed: int = 0
-) -> Tensor:
-    """Up to `num` central crops of `size`: uint8 (B, 3, H, W), or clips (B, 3, T, H, W) where `num_frames` > 1.
-
-    Raises:
-        InputError: nothing there that can be shown.
-    """
-    data = Path(data)
-    if num < 1:
-        raise InputError(f"{num} samples cannot be shown", "give at least 1")
-    pictures = sorted(p for p in data.iterdir() if p.suffix.lower() in _PICTURES) if data.is_dir() else []
-    if pictures and num_frames == 1:
-        order = permuted(np.arange(min(num, len(pictures))), len(pictures), seed, "show")
-        found = [_central(np.asarray(Image.open(pictures[i]).convert("RGB")), size) for i in sorted(order.tolist())]
-    else:
-        source = _source(data, num_frames, step_s)
-        units = source.units
-        order = permuted(np.arange(min(num, len(units))), len(units), seed, "show")
-        found = []
-        for unit in sorted(order.tolist()):
-            width, height = units.size_of(unit)
-            cut = Cut(center_box(int(width), int(height), size), size, False)
-            found.append(source.views(unit, float(units.time_of(unit)), [cut])[0])
-    frames = torch.from_numpy(np.stack(found))  # (B, H, W, 3) or (B, T, H, W, 3)
-    return frames.permute(0, 3, 1, 2) if frames.ndim == 4 else frames.permute(0, 4, 1, 2, 3)
-
-
-def _central(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return crop_array(image, center_box(image.shape[1], image.shape[0], size), size)
-
-
-def _source(data: Path, num_frames: int, step_s: float) -> FrameSource:
-    clips = num_frames > 1
-    if data.is_file():
-        return ClipVideoSource(data, num_frames, step_s) if clips else VideoSource(data)
-    if data.is_dir():
-        return ClipStoreSource(data, num_frames, step_s) if clips else StoreSource(data)
-    raise InputError(f"{data} does not exist", "give a frame or clip store, a file of headcam index, or pictures")

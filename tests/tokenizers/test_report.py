@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from headcam.errors import InputError
-from headcam.ssl.looking.show import samples
 from headcam.ssl.vit import VisionTransformer
 from headcam.ssl.weights import save_weights
 from headcam.tokenizers.autoencoders.palette import PaletteTokenizer
@@ -17,8 +16,8 @@ from headcam.tokenizers.autoencoders.tokenizer import load_tokenizer
 from headcam.tokenizers.autoencoders.video_tokenizer import VideoTokenizer
 from headcam.tokenizers.fidelity.distances import kernel_distance
 from headcam.tokenizers.fidelity.features import EncoderFeatures
-from headcam.tokenizers.fidelity.held_out import open_held_out
 from headcam.tokenizers.report import difference, report
+from headcam.video.items import open_items
 from headcam.video.sampling.manifest import Manifest
 
 
@@ -66,7 +65,9 @@ def value(result, model, data, metric):
 
 def test_figures_are_those_of_the_pictures(models, stores, done):
     _, result = done
-    pictures = samples(stores[0].parent / "pictures" / "val", 12, (16, 16))  # all ten, in the order of their names
+    pictures = open_items(
+        stores[0].parent / "pictures" / "val", (16, 16), num=12
+    ).stacked()  # all ten, in the order of their names
     tokenizer = load_tokenizer(models / "many")[0]
     tokens = tokenizer.encode(pictures)
     made = tokenizer.decode(tokens).numpy().astype(float)
@@ -98,7 +99,7 @@ def test_costs_of_tokens(done):
 def test_clips_are_measured_over_time(models, recordings, done):
     _, result = done
     data = recordings[1].name
-    items = open_held_out(recordings[1], (16, 16), 4, num=12, step_s=0.1, seed=0)
+    items = open_items(recordings[1], (16, 16), 4, num=12, step_s=0.1, seed=0)
     clips = torch.stack(list(items))
     tokenizer = load_tokenizer(models / "video")[0]
     made = tokenizer.decode(tokenizer.encode(clips))
@@ -140,7 +141,7 @@ def test_it_goes_on_where_it_was_and_shows_no_frames_if_told(models, stores, don
 def test_recordings_that_were_trained_on_are_named(models, stores, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(models / "few", run)
-    held_out = open_held_out(stores[1], (16, 16), 1, num=5, step_s=0.1, seed=0)
+    held_out = open_items(stores[1], (16, 16), 1, num=5, step_s=0.1, seed=0)
     seen = held_out.recordings[:2]
     Manifest(seconds=dict.fromkeys(sorted(seen), 0.0)).write(run / "data.json")
     page = report([run], [stores[1]], tmp_path / "a", num=5, quiet=True).page.read_text()
@@ -171,9 +172,9 @@ def test_bad_input_is_one_line(models, stores, tmp_path):
         ([], [data], {}, "a report needs a tokenizer and data"),
         ([few], [tmp_path / "nothing"], {}, "nothing does not exist"),
         ([few], [tmp_path / "empty"], {}, "holds no pictures and is no store"),
-        ([models / "video"], [stores[0].parent / "pictures" / "val"], {}, "this tokenizer takes clips"),
+        ([models / "video"], [stores[0].parent / "pictures" / "val"], {}, "this model takes clips"),
         ([models / "encoder"], [data], {}, "is a VisionTransformer"),
-        ([few], [data], {"num": 0}, "0 items cannot be measured"),
+        ([few], [data], {"num": 0}, "0 items of "),
         ([few], [data], {"inception": tmp_path / "no.pth"}, "Inception weights .* do not exist"),
         ([few], [data], {"device": "nonsense"}, "device nonsense cannot be used"),
     ):

@@ -66,7 +66,7 @@ class _Counts:
             self._count_pending()
 
     def total(self, prefix: str) -> tuple[CodeCounts, dict[str, float]]:
-        """Counts of all sources and processes, and the figures as columns of the log; none where nothing was counted."""
+        """Counts of all sources and processes, and the log's columns; none where nothing was counted."""
         self._count_pending()
         together, columns = CodeCounts(self._codes, self._device), {}
         for name, counts in zip(self._names, self._of_source):

@@ -24,7 +24,6 @@ from torch import Tensor
 from headcam.errors import InputError
 from headcam.files import atomic_file
 from headcam.progress import Progress
-from headcam.ssl.looking.show import samples
 from headcam.ssl.looking.tiles import save_png
 from headcam.tokenizers.autoencoders.tokenizer import Tokenizer
 from headcam.tokenizers.autoregression.gpt import GPT
@@ -38,6 +37,7 @@ from headcam.tokenizers.autoregression.pictures import (
 )
 from headcam.tokenizers.autoregression.sampling import Sampling, sample
 from headcam.tokenizers.autoregression.scoring import Scorer
+from headcam.video.items import open_items
 
 _HIDDEN = 128  # grey level of what is not given
 
@@ -144,7 +144,7 @@ def half(
         raise InputError(
             f"{rows} of {tokenizer.grid[0]} rows of tokens cannot be given", f"give 1 to {tokenizer.grid[0] - 1}"
         )
-    pixels = samples(data, num, tokenizer.img_size, seed=drawing.seed)
+    pixels = open_items(data, tokenizer.img_size, num=num, seed=drawing.seed).stacked()
     tokens = encoded(tokenizer, pixels, drawing.batch_size)
     made = drawing.draw(gpt, completions, [one[:rows].flatten() for one in tokens])
     pictures = pixels.permute(0, 2, 3, 1).numpy()
@@ -191,7 +191,7 @@ def continuation(
             f"{given} of {frames} frames cannot be given",
             f"give a multiple of {slot} (a token's frames), {slot} to {frames - slot}",
         )
-    pixels = samples(data, num, tokenizer.img_size, frames, step_s, drawing.seed)
+    pixels = open_items(data, tokenizer.img_size, frames, num=num, step_s=step_s, seed=drawing.seed).stacked()
     prompts = encoded(tokenizer, pixels[:, :, :given], drawing.batch_size)  # these frames only
     made = drawing.draw(gpt, completions, [one.flatten() for one in prompts])
     true = pixels.permute(0, 2, 3, 4, 1).numpy()
@@ -225,7 +225,7 @@ def surprise(
         label: class that all of them are scored under, for models with a class token.
     """
     scorer = Scorer(gpt, tokenizer)
-    pixels = samples(data, num, tokenizer.img_size, tokenizer.num_frames, step_s, seed)
+    pixels = open_items(data, tokenizer.img_size, tokenizer.num_frames, num=num, step_s=step_s, seed=seed).stacked()
     labels = None if label is None else torch.full((len(pixels),), label)
     nats = scorer.surprise(pixels, labels)
     path = Path(out) / "surprise.png"

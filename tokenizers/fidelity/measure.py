@@ -20,7 +20,6 @@ from headcam.files import atomic_file, sha256_json
 from headcam.progress import Progress
 from headcam.tokenizers.autoencoders.tokenizer import Tokenizer
 from headcam.tokenizers.fidelity.features import Features
-from headcam.tokenizers.fidelity.held_out import HeldOut
 from headcam.tokenizers.fidelity.pictures import (
     SSIM_WINDOW,
     cell_means,
@@ -32,6 +31,7 @@ from headcam.tokenizers.fidelity.pictures import (
     ssim,
 )
 from headcam.tokenizers.quantizers.usage import CodeCounts
+from headcam.video.items import Items
 
 VERSION = 1  # of the files; part of their names
 
@@ -84,7 +84,7 @@ class Measured:
 def measure(
     tokenizer: Tokenizer,
     weights_hash: str,
-    held_out: HeldOut,
+    held_out: Items,
     evaluators: Evaluators,
     cache: Path,
     *,
@@ -118,7 +118,7 @@ def measure(
     return _read(path)
 
 
-def _measure(tokenizer: Tokenizer, held_out: HeldOut, evaluators: Evaluators, batch_size: int, quiet: bool) -> Measured:
+def _measure(tokenizer: Tokenizer, held_out: Items, evaluators: Evaluators, batch_size: int, quiet: bool) -> Measured:
     items: dict[str, list[Tensor]] = {}
     frame_psnr, features = [], ([], [])
     codes = CodeCounts(tokenizer.vocab_size)
@@ -137,8 +137,7 @@ def _measure(tokenizer: Tokenizer, held_out: HeldOut, evaluators: Evaluators, ba
             done += len(originals)
             progress.advance(len(originals))
     if not done:
-        reason = held_out.skipped[0][1]
-        raise InputError(f"none of {len(held_out)} items of {held_out.data} could be decoded ({reason})", "scan them")
+        raise held_out.none_decoded()
     return Measured(
         {name: torch.cat(values).numpy() for name, values in items.items()},
         torch.cat(frame_psnr).mean(dim=0).numpy(),
@@ -181,7 +180,7 @@ def _one_frame_each(pixels: Tensor, first: int) -> Tensor:
     return torch.stack([clip[:, (first + i) % clip.shape[1]] for i, clip in enumerate(pixels)])
 
 
-def _batches(held_out: HeldOut, batch_size: int) -> Iterator[Tensor]:
+def _batches(held_out: Items, batch_size: int) -> Iterator[Tensor]:
     batch: list[Tensor] = []
     for pixels in held_out:
         batch.append(pixels)

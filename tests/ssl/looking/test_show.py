@@ -84,7 +84,7 @@ def test_bad_input_is_one_line(runs, stores, tmp_path, capsys):
     image = ["show", "completions", str(runs / "image"), "--data", str(stores[1]), "--out", str(tmp_path)]
     for command, message in (
         ([*image, "--masks", "[temporal]"], "a temporal mask needs a model for clips"),
-        ([*image, "--num", "0"], "0 samples cannot be shown"),
+        ([*image, "--num", "0"], "0 items of "),
         ([*image, "--mask_ratio", "1.5"], "mask_ratio must be in [0, 1), got 1.5"),
         ([*image[:2], str(tmp_path), *image[3:]], "config.yaml does not exist"),
         (["show", "attention", *image[2:], "--img_size", "33"], "patch_size 8 does not divide the image side 33"),

@@ -43,7 +43,8 @@ def run(tmp_path):
         watch, logged = CodebookUsage(), {}
         held_out = SimpleNamespace(source=SimpleNamespace(units=plan.units))
         trainer = SimpleNamespace(
-            datamodule=SimpleNamespace(plan=plan, val_data=held_out), accumulate_grad_batches=1, global_step=0, callbacks=[folder, watch],
+            datamodule=SimpleNamespace(plan=plan, val_data=held_out), accumulate_grad_batches=1, global_step=0,
+            callbacks=[folder, watch],
             is_global_zero=True, sanity_checking=False, state=SimpleNamespace(fn="fit"),
         )  # fmt: skip
         module = SimpleNamespace(

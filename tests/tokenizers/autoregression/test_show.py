@@ -13,7 +13,6 @@ from headcam.cli.sample import main
 from headcam.errors import InputError
 from headcam.files import sha256_file
 from headcam.randomness import stream
-from headcam.ssl.looking.show import samples
 from headcam.ssl.weights import save_weights
 from headcam.tokenizers.autoencoders.palette import PaletteTokenizer
 from headcam.tokenizers.autoencoders.tokenizer import load_tokenizer
@@ -21,6 +20,7 @@ from headcam.tokenizers.autoencoders.video_tokenizer import VideoTokenizer
 from headcam.tokenizers.autoregression.gpt import GPT
 from headcam.tokenizers.autoregression.pictures import sheet, tile_box, write_mp4
 from headcam.tokenizers.autoregression.scoring import load_scorer
+from headcam.video.items import open_items
 
 COLOURS = 16
 
@@ -100,7 +100,7 @@ def test_half_keeps_the_given_rows_token_for_token(runs, stores, tmp_path, capsy
     run(capsys, "half", runs / "image", "--data", stores[1], "--out", tmp_path, "--num", 3, "--completions", 2,
         "--tokens", tmp_path / "t.npy")  # fmt: skip
     found = tiles(tmp_path / "half.png", (8, 10), rows=3, columns=4, labelled=True)
-    pixels = samples(stores[1], 3, (8, 10))
+    pixels = open_items(stores[1], (8, 10), num=3).stacked()
     assert np.array_equal(found[:, 0], pixels.permute(0, 2, 3, 1).numpy())
     assert np.array_equal(found[:, 1, :4], found[:, 0, :4]) and (found[:, 1, 4:] == 128).all()
     tokens = np.load(tmp_path / "t.npy").astype(np.int64)
@@ -123,7 +123,7 @@ def test_continuations_know_the_given_frames_only(runs, recordings, tmp_path, ca
     monkeypatch.undo()
 
     tokens, (tokenizer, _) = np.load(tmp_path / "t.npy").astype(np.int64), load_tokenizer(runs / "clip")
-    pixels = samples(recordings[1], 2, (16, 16), 4, 0.2)
+    pixels = open_items(recordings[1], (16, 16), 4, num=2, step_s=0.2).stacked()
     assert tokens.shape == (2, 3, 2, 2, 2)
     assert np.array_equal(tokens[:, :, :1], tokenizer.encode(pixels)[:, None, :1].expand(-1, 3, -1, -1, -1).numpy())
     strip = tiles(tmp_path / "continue.png", (16, 16), 8, 4, labelled=True, named=True)  # a row a clip
@@ -153,7 +153,8 @@ def test_surprise_is_drawn_for_pictures_and_clips(runs, stores, recordings, tmp_
     assert np.asarray(Image.open(lines[-1])).std() > 10
     (line,) = run(capsys, "surprise", runs / "clip", "--data", recordings[1], "--out", tmp_path / "b", "--num", 1)
     assert np.asarray(Image.open(line)).shape[1] > 300
-    assert load_scorer(runs / "clip").surprise(samples(recordings[1], 1, (16, 16), 4)).shape == (1, 2, 2, 2)
+    clip = open_items(recordings[1], (16, 16), 4, num=1).stacked()
+    assert load_scorer(runs / "clip").surprise(clip).shape == (1, 2, 2, 2)
 
 
 def test_free_clips_move(runs, tmp_path, capsys):

@@ -1,8 +1,8 @@
-"""The pictures or clips that a tokenizer is measured on: up to `num` of a data set, the same for every tokenizer.
+"""Some pictures or clips of a data set, to look at or to measure on: the same ones for every model.
 
 A data set is what a user has: a frame store, a clip store, a file of `headcam index`, or a folder of pictures (searched
 with its subfolders). Which items are taken follows from the seed and the data alone; each is its largest central crop,
-resampled once to the tokenizer's size. What cannot be decoded is skipped and counted, with its reason.
+resampled once. What cannot be decoded is skipped and counted, with its reason.
 """
 
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ _TABLES = ("frames.parquet", "clips.parquet")  # what tells a store from a folde
 
 
 @dataclass
-class HeldOut:
-    """Items of a data set, to be gone through once; see `open_held_out`.
+class Items:
+    """Items of a data set, to be gone through once; see `open_items`.
 
     Attributes:
         data: path of the data set.
@@ -68,6 +68,21 @@ class HeldOut:
                 continue
             yield torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)))
 
+    def stacked(self) -> Tensor:
+        """All in one: uint8 (n, 3, H, W) or (n, 3, T, H, W).
+
+        Raises:
+            InputError: none can be decoded.
+        """
+        found = list(self)
+        if not found:
+            raise self.none_decoded()
+        return torch.stack(found)
+
+    def none_decoded(self) -> InputError:
+        reason = self.skipped[0][1]
+        return InputError(f"none of {len(self)} items of {self.data} could be decoded ({reason})", "scan them")
+
     @cached_property
     def recordings(self) -> list[str]:
         """Id of the recording that each chosen item comes from; of a picture, its own."""
@@ -103,24 +118,24 @@ class HeldOut:
         return f"{units.recordings[int(units.recording_of(np.int64(item)))]} at {float(units.time_of(item)):.2f} s"
 
 
-def open_held_out(
-    data: str | Path, size: tuple[int, int], num_frames: int, *, num: int, step_s: float, seed: int
-) -> HeldOut:
+def open_items(
+    data: str | Path, size: tuple[int, int], num_frames: int = 1, *, num: int, step_s: float = 8 / 30, seed: int = 0
+) -> Items:
     """Choose the items.
 
     Args:
         data: frame store, clip store, file of `headcam index`, or folder of pictures.
-        size: (H, W) of the tokenizer.
-        num_frames: of the tokenizer.
+        size: (H, W) in pixels.
+        num_frames: 1 for pictures, more for clips.
         num: most items; fewer where there are not as many.
         step_s: clips: seconds between two frames.
         seed: of the choice.
     Raises:
-        InputError: nothing there, or nothing that such a tokenizer takes (clips from pictures, say).
+        InputError: nothing there, or clips asked of pictures.
     """
     data = Path(data)
     if num < 1:
-        raise InputError(f"{num} items cannot be measured", "give at least 1")
+        raise InputError(f"{num} items of {data} cannot be had", "give at least 1")
     if not data.exists():
         raise InputError(f"{data} does not exist", "give a frame or clip store, a file of headcam index, or pictures")
     source, files = None, []
@@ -133,7 +148,7 @@ def open_held_out(
         if not files:
             raise InputError(f"{data} holds no pictures and is no store", "give a store, an index, or pictures")
         if num_frames > 1:
-            raise InputError(f"{data} holds pictures, and this tokenizer takes clips", "give video")
+            raise InputError(f"{data} holds pictures, and this model takes clips", "give video")
     total = len(files) if source is None else len(source.units)
-    chosen = np.sort(permuted(np.arange(min(num, total)), total, seed, "held out items"))
-    return HeldOut(data, tuple(size), num_frames, step_s, chosen, total, source, files)
+    chosen = np.sort(permuted(np.arange(min(num, total)), total, seed, "items"))
+    return Items(data, tuple(size), num_frames, step_s, chosen, total, source, files)
