@@ -1,7 +1,9 @@
 """Finite scalar quantization (Mentzer et al. 2023, "Finite scalar quantization: VQ-VAE made simple").
 
 Few dimensions, each bounded and rounded to a small number of levels: a code is a point of that grid, so there is no
-codebook to learn and none that could collapse. Nothing is added to the loss.
+codebook to learn and none that could collapse. The paper adds nothing to the loss and leaves it to long training that
+all codes come into use; over a short one, on video with many plain patches, few of them do. So the default adds the
+divergence of their mean use from even use, a term that LFQ has too (Yu et al. 2023, MAGVIT-v2, equation 5).
 """
 
 import math
@@ -12,12 +14,14 @@ import torch
 from torch import Tensor
 
 from headcam.errors import InputError
+from headcam.tokenizers.quantizers.entropy import entropy_of_mean
 from headcam.tokenizers.quantizers.projected import ProjectedQuantizer
 from headcam.tokenizers.quantizers.quantizer import straight_through
 from headcam.tokenizers.quantizers.whitening import Whitening
 
 _EPS = 1e-3  # by which the bounds lie outside of the outermost levels, so that these can be reached
 _MOST_LEVELS = 16
+_SHARPNESS = 4.0  # of a latent's distribution over levels: at a level, the next one has 2 % of its probability
 
 
 class FSQ(ProjectedQuantizer):
@@ -30,13 +34,24 @@ class FSQ(ProjectedQuantizer):
         codebook_size: K, the product of the levels.
         dim: D of the latents.
         levels: of each dimension, each at least 3; null: `default_levels(codebook_size)`.
+        diversity_weight: of the divergence, in nats, of the mean distribution over codes from even use; a latent's
+            distribution falls with the squared distance to the levels (the paper: 0).
         whiten: spread latents over the levels by their running mean and covariance (not in the paper, whose networks
             have to learn it).
     Raises:
         InputError: levels below 3 or whose product is not K, or a K that has no such levels.
     """
 
-    def __init__(self, codebook_size: int, dim: int, levels: Sequence[int] | None = None, whiten: bool = True):
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        levels: Sequence[int] | None = None,
+        diversity_weight: float = 0.03,
+        whiten: bool = True,
+    ):
+        if diversity_weight < 0:
+            raise InputError(f"diversity_weight is {diversity_weight}", "give a number from 0 on")
         chosen = default_levels(codebook_size) if levels is None else tuple(levels)
         if any(level < 3 for level in chosen):
             raise InputError(
@@ -48,9 +63,14 @@ class FSQ(ProjectedQuantizer):
                 f"set codebook_size to {math.prod(chosen)}, or leave the levels out",
             )
         super().__init__(
-            codebook_size, dim, len(chosen), levels=None if levels is None else list(chosen), whiten=whiten
+            codebook_size,
+            dim,
+            len(chosen),
+            levels=None if levels is None else list(chosen),
+            diversity_weight=diversity_weight,
+            whiten=whiten,
         )
-        self.levels = chosen
+        self.levels, self.diversity_weight = chosen, diversity_weight
         self.whitening = Whitening(len(chosen)) if whiten else None
         level = torch.tensor(chosen)
         half = (level - 1) * (1 + _EPS) / 2
@@ -71,7 +91,18 @@ class FSQ(ProjectedQuantizer):
             rows = self.whitening(rows)
         bounded = torch.tanh(rows + self._shift) * self._half - self._offset
         indices = ((bounded.round().long() + self._center) * self._basis).sum(1)
-        return straight_through(bounded / self._center, self.lookup(indices)), indices, rows.new_zeros(())
+        return straight_through(bounded / self._center, self.lookup(indices)), indices, self._loss(bounded)
+
+    def _loss(self, bounded: Tensor) -> Tensor:
+        """Of the bounded rows (M, d), in units of levels."""
+        if not self.diversity_weight:
+            return bounded.new_zeros(())
+        digits = []
+        for x, levels in zip(bounded.unbind(1), self.levels):
+            places = torch.arange(levels, device=x.device) - levels // 2
+            digits.append((-_SHARPNESS * (x[:, None] - places).square()).softmax(1))
+        even = math.log(self.codebook_size)
+        return self.diversity_weight * (even - entropy_of_mean(digits, everywhere=self.training))
 
     def lookup(self, indices: Tensor) -> Tensor:
         digits = indices[:, None] // self._basis % self._levels

@@ -3,9 +3,8 @@ MAGVIT-v2): a code is the signs of log2 K numbers.
 
 There is no codebook; what keeps codes in use is an entropy term: each latent should be sure of its code, all together
 should use all codes. With binary dimensions both have closed forms that never need the M x K matrix of probabilities:
-given a latent, its bits are independent, so its entropy is the sum of theirs; and the mean distribution over all codes
-is a product of two thin matrices, that of the upper half of the bits and that of the lower half. So 2^18 codes cost as
-much as 2 x 512.
+given a latent, its bits are independent, so its entropy is the sum of theirs; for that of all together see
+`headcam.tokenizers.quantizers.entropy`.
 
 Shapes: M places of a batch, d = log2 K bits, the first one the highest.
 """
@@ -15,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headcam.errors import InputError
-from headcam.tokenizers.quantizers.projected import ProjectedQuantizer, mean_everywhere
+from headcam.tokenizers.quantizers.entropy import entropy_of_mean
+from headcam.tokenizers.quantizers.projected import ProjectedQuantizer
 from headcam.tokenizers.quantizers.quantizer import straight_through
 from headcam.tokenizers.quantizers.whitening import Whitening
-
-_TINY = 1e-20  # below any probability that matters; keeps the logarithm finite
 
 
 class LFQ(ProjectedQuantizer):
@@ -95,16 +93,6 @@ class LFQ(ProjectedQuantizer):
         """
         logits = 4 * self.inv_temperature * rows  # of a bit being set: 2 x.c differs by 4 x between the two
         each = (F.softplus(logits) - logits * logits.sigmoid()).sum(1).mean()
-        upper = (self.code_dim + 1) // 2
-        mean = _distribution(logits[:, :upper]).t() @ _distribution(logits[:, upper:]) / len(rows)
-        if self.training:
-            mean = mean_everywhere(mean)
-        return each, -(mean * mean.clamp(min=_TINY).log()).sum()
-
-
-def _distribution(logits: Tensor) -> Tensor:
-    """Probabilities of all settings of independent bits: (M, n) -> (M, 2^n)."""
-    out = logits.new_ones(len(logits), 1)
-    for p in logits.sigmoid().unbind(1):
-        out = torch.stack([out * (1 - p[:, None]), out * p[:, None]], -1).flatten(1)
-    return out
+        p = logits.sigmoid()
+        digits = torch.stack([1 - p, p], -1).unbind(1)
+        return each, entropy_of_mean(digits, everywhere=self.training)
