@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
@@ -37,7 +37,7 @@ from headcam.video.data_module import FrameDataModule
 # number (beyond rounding) depends on it. What makes up the global batch may differ as well; `RunFolder` holds that
 # their product stays.
 _HARMLESS = (
-    *("out", "ckpt_path", "checkpoint_every", "health", "plan_memory", "model.init_args.compute"),
+    *("out", "ckpt_path", "checkpoint_every", "keep_checkpoints", "health", "plan_memory", "model.init_args.compute"),
     *("data.init_args.num_workers", "data.init_args.batch_size"),
     *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches")),
     *(f"trainer.{name}" for name in ("enable_progress_bar", "val_check_interval", "log_every_n_steps")),
@@ -118,6 +118,12 @@ class _Fit(LightningCLI):
         parser.add_argument("--out", type=str | None, default=None, help="run folder (default: runs/<config's name>)")
         parser.add_argument("--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints")
         parser.add_argument(
+            "--keep_checkpoints",
+            type=Literal["newest", "all"],
+            default="newest",
+            help="which of them stay, as checkpoints/step-*.ckpt: all are for questions of how training went on",
+        )
+        parser.add_argument(
             "--init", type=str | None, default=None, help="start from weights: zoo:NAME, a run folder or a weights file"
         )
         parser.add_argument(
@@ -182,7 +188,7 @@ class _Fit(LightningCLI):
             self.model.initial_weights = config.init
         self.health = TrainingHealth(self.run, config.health)
         folder = RunFolder(self.run, self.run_config, self.health)
-        saver = checkpoints(self.run, config.checkpoint_every)
+        saver = checkpoints(self.run, config.checkpoint_every, config.keep_checkpoints)
         own = [Preflight(), self.health, folder, saver, CleanStop(Path(saver.dirpath) / "last.ckpt")]
         if trainer.enable_progress_bar is not False:
             own.append(TrainingProgress(folder))

@@ -11,7 +11,7 @@ import csv
 import time
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -33,15 +33,15 @@ from headcam.video.sampling.accounting import Account, Undecoded
 _HASHED_SAMPLES = 256  # of a step: enough to tell other data from the same ones
 
 
-def checkpoints(folder: str | Path, every_n_steps: int) -> ModelCheckpoint:
-    """Lightning's checkpoint callback for a run folder: `checkpoints/step-*.ckpt` (the newest) and `last.ckpt`."""
+def checkpoints(folder: str | Path, every_n_steps: int, keep: Literal["newest", "all"] = "newest") -> ModelCheckpoint:
+    """Lightning's checkpoint callback for a run folder: `checkpoints/step-*.ckpt` and `last.ckpt`."""
     return ModelCheckpoint(
         dirpath=Path(folder) / "checkpoints",
         filename="step-{step:08d}",
         auto_insert_metric_name=False,
         every_n_train_steps=every_n_steps,
         save_last=True,
-        save_top_k=1,
+        save_top_k={"newest": 1, "all": -1}[keep],
         enable_version_counter=False,
     )
 

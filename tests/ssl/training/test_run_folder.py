@@ -56,6 +56,15 @@ def test_weights_checkpoint_and_validation_are_those_of_the_last_step_whatever_t
             assert row == dense[row["step"]]
 
 
+def test_checkpoints_stay_where_that_is_asked_for(fit_config, tmp_path):
+    config = fit_config(trainer={"max_steps": 4})
+    for keep, steps in (("newest", [4]), ("all", [2, 4])):
+        assert fit(config, tmp_path / keep, "--checkpoint_every=2", f"--keep_checkpoints={keep}") == 0
+        files = [f"step-{step:08d}.ckpt" for step in steps]
+        assert sorted(p.name for p in (tmp_path / keep / "checkpoints").iterdir()) == ["last.ckpt", *files]
+    assert fit(config, tmp_path / "newest", "--checkpoint_every=2", "--keep_checkpoints=all") == 0  # the same run
+
+
 def test_a_finished_run_run_again_changes_nothing_and_fills_in_what_a_kill_left_out(fit_config, tmp_path):
     run, config = tmp_path / "a", fit_config(trainer={"val_check_interval": 5})
     assert fit(config, run) == 0
