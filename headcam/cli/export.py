@@ -1,9 +1,8 @@
 """`headcam export`: embeddings of pictures or headcam frames as a Parquet or npz table."""
 
 from collections.abc import Sequence
-from typing import Literal
 
-from headcam.cli.options import say, verb_parser
+from headcam.cli.options import add_device_option, add_encoder_options, say, verb_parser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -14,19 +13,12 @@ def main(arguments: Sequence[str]) -> int:
         "frame of every second of an index; with path, or recording and time.",
         "headcam export runs/first --data frames --out embeddings.parquet",
     )
-    parser.add_argument("checkpoint", type=str, help="run folder, weights.safetensors (card.json beside it) or .ckpt")
+    add_encoder_options(parser)
     parser.add_argument(
         "--data", type=str, required=True, help="folder of pictures, frame store, or file of headcam index"
     )
     parser.add_argument("--out", type=str, required=True, help="file to write, .parquet or .npz")
-    parser.add_argument("--pool", type=Literal["avg", "cls"], default="avg", help="mean of patch tokens or class token")
-    parser.add_argument(
-        "--layer",
-        type=str | None,
-        default=None,
-        help="of a GPT: number of the block (default: the middle one); of a tokenizer: latents (default) or quantized",
-    )
-    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, mps")
+    add_device_option(parser)
     options = parser.parse_args(list(arguments))
 
     from headcam.evaluation.embeddings import export

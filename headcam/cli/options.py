@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import jsonargparse
 
@@ -34,6 +34,23 @@ def verb_parser(verb: str, description: str, example: str) -> Parser:
     parser.add_argument("--config", action="config", help="YAML file with values of the options below")
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     return parser
+
+
+def add_encoder_options(parser: Parser) -> None:
+    """An encoder and what of it is taken as a picture's features."""
+    parser.add_argument("checkpoint", type=str, help="run folder, weights.safetensors (card.json beside it) or .ckpt")
+    parser.add_argument("--pool", type=Literal["avg", "cls"], default="avg", help="mean of patch tokens or class token")
+    parser.add_argument(
+        "--layer",
+        type=str | None,
+        default=None,
+        help="of a GPT: number of the block (default: the middle one); of a tokenizer: latents (default) or quantized",
+    )
+
+
+def add_device_option(parser: Parser) -> None:
+    """Where a verb computes."""
+    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, mps")
 
 
 def config_path(name: str) -> Path:

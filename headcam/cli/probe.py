@@ -1,9 +1,9 @@
 """`headcam probe`: score an encoder on labelled pictures, beside random weights, raw pixels and chance."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from headcam.cli.options import say, verb_parser
+from headcam.cli.options import add_device_option, add_encoder_options, say, verb_parser
 
 if TYPE_CHECKING:
     from headcam.evaluation.probe import ProbeResult
@@ -17,20 +17,13 @@ def main(arguments: Sequence[str]) -> int:
         "The same encoder with random weights, raw pixels and chance stand beside it.",
         "headcam probe runs/mae --labelled pictures --out runs/mae/probe",
     )
-    parser.add_argument("checkpoint", type=str, help="run folder, weights.safetensors (card.json beside it) or .ckpt")
+    add_encoder_options(parser)
     parser.add_argument(
         "--labelled", type=str, required=True, help="DIR/train/CLASS/* with DIR/val/CLASS/*, or DIR/CLASS/* only"
     )
     parser.add_argument("--out", type=str, required=True, help="folder for scores.csv, probe.json and cached features")
-    parser.add_argument("--pool", type=Literal["avg", "cls"], default="avg", help="mean of patch tokens or class token")
-    parser.add_argument(
-        "--layer",
-        type=str | None,
-        default=None,
-        help="of a GPT: number of the block (default: the middle one); of a tokenizer: latents (default) or quantized",
-    )
     parser.add_argument("--seed", type=int, default=0, help="of random weights, order of pictures, resampling")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, mps")
+    add_device_option(parser)
     options = parser.parse_args(list(arguments))
 
     from headcam.evaluation.probe import probe

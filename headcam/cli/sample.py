@@ -5,7 +5,7 @@ from typing import Literal
 
 import jsonargparse
 
-from headcam.cli.options import say, verb_parser
+from headcam.cli.options import add_device_option, say, verb_parser
 from headcam.errors import InputError
 
 _NUM = 4  # samples, pictures or clips, and completions of each, where nothing is said
@@ -142,5 +142,5 @@ def _parser() -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--lpips", type=str | None, default=None, help="context: file of LPIPS weights")
     parser.add_argument("--no_frames", action="store_true", help="context: no pictures on the page")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, mps")
+    add_device_option(parser)
     return parser

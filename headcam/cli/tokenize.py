@@ -5,7 +5,7 @@ Tokenizers that are trained by gradients are trained with `headcam fit` (configs
 
 from collections.abc import Sequence
 
-from headcam.cli.options import say, verb_parser
+from headcam.cli.options import add_device_option, say, verb_parser
 from headcam.errors import InputError
 
 _WORDS = {
@@ -96,7 +96,7 @@ def _store(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=16, help="frames or clips that are encoded together")
     parser.add_argument("--seed", type=int, default=0, help="of crops and flips")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, mps")
+    add_device_option(parser)
     options = parser.parse_args(list(arguments))
 
     from headcam.tokenizers.token_shards import SKIPPED
@@ -147,7 +147,7 @@ def _report(arguments: Sequence[str]) -> int:
         "--step_s", type=float | None, default=None, help="clips: seconds between two frames; null: as in training"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of items and of the bootstrap")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, mps")
+    add_device_option(parser)
     parser.add_argument("--no_frames", "--no-frames", action="store_true", help="no pictures on the page")
     options = parser.parse_args(list(arguments))
 
