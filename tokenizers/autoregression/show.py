@@ -125,7 +125,7 @@ def half(
     completions: int = 4,
     given: int | None = None,
 ) -> Shown:
-    """Write pictures completed from their upper rows: picture, what was given, completions.
+    """Write pictures completed from their upper rows: picture, what its tokens keep, what was given, completions.
 
     Args:
         gpt, tokenizer: of pictures.
@@ -151,9 +151,10 @@ def half(
     shown = pictures.copy()
     shown[:, rows * tokenizer.img_size[0] // tokenizer.grid[0] :] = _HIDDEN
     drawn = decoded(tokenizer, made.flatten(0, 1), drawing.batch_size).reshape(len(made), completions, *shown.shape[1:])
+    kept = decoded(tokenizer, tokens, drawing.batch_size)  # the best that a completion could be
     path = Path(out) / "half.png"
-    labels = ["picture", "given", *(f"completion {k + 1}" for k in range(completions))]
-    save_png(path, sheet([[a, b, *c] for a, b, c in zip(pictures, shown, drawn)], labels))
+    labels = ["picture", "its tokens", "given", *(f"completion {k + 1}" for k in range(completions))]
+    save_png(path, sheet([[*some, *more] for *some, more in zip(pictures, kept, shown, drawn)], labels))
     return Shown((path,), made.numpy())
 
 

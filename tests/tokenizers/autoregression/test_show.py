@@ -99,17 +99,18 @@ def test_a_model_without_a_start_token_says_where_the_first_token_comes_from(run
 def test_half_keeps_the_given_rows_token_for_token(runs, stores, tmp_path, capsys):
     run(capsys, "half", runs / "image", "--data", stores[1], "--out", tmp_path, "--num", 3, "--completions", 2,
         "--tokens", tmp_path / "t.npy")  # fmt: skip
-    found = tiles(tmp_path / "half.png", (8, 10), rows=3, columns=4, labelled=True)
+    found = tiles(tmp_path / "half.png", (8, 10), rows=3, columns=5, labelled=True)
     pixels = open_items(stores[1], (8, 10), num=3).stacked()
     assert np.array_equal(found[:, 0], pixels.permute(0, 2, 3, 1).numpy())
-    assert np.array_equal(found[:, 1, :4], found[:, 0, :4]) and (found[:, 1, 4:] == 128).all()
+    assert np.array_equal(found[:, 2, :4], found[:, 0, :4]) and (found[:, 2, 4:] == 128).all()
     tokens = np.load(tmp_path / "t.npy").astype(np.int64)
     tokenizer, _ = load_tokenizer(runs / "image")
     assert np.array_equal(tokens[:, :, :4], tokenizer.encode(pixels).numpy()[:, None, :4].repeat(2, 1))
-    assert np.array_equal(found[:, 2:].reshape(6, 8, 10, 3), decode(tokenizer, tokens.reshape(6, 8, 10)))
+    assert np.array_equal(found[:, 1], decode(tokenizer, tokenizer.encode(pixels).numpy()))
+    assert np.array_equal(found[:, 3:].reshape(6, 8, 10, 3), decode(tokenizer, tokens.reshape(6, 8, 10)))
     assert not np.array_equal(tokens[0, 0], tokens[0, 1])
     run(capsys, "half", runs / "image", "--data", stores[1], "--out", tmp_path, "--num", 1, "--given", 7)
-    assert (tiles(tmp_path / "half.png", (8, 10), 1, 6, labelled=True)[0, 1, 7:] == 128).all()
+    assert (tiles(tmp_path / "half.png", (8, 10), 1, 7, labelled=True)[0, 2, 7:] == 128).all()
 
 
 def test_continuations_know_the_given_frames_only(runs, recordings, tmp_path, capsys, monkeypatch):
