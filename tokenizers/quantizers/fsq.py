@@ -3,7 +3,7 @@
 Few dimensions, each bounded and rounded to a small number of levels: a code is a point of that grid, so there is no
 codebook to learn and none that could collapse. The paper adds nothing to the loss and leaves it to long training that
 all codes come into use; over a short one, on video with many plain patches, few of them do. So the default adds the
-divergence of their mean use from even use, a term that LFQ has too (Yu et al. 2023, MAGVIT-v2, equation 5).
+divergence of their mean use from even use, a term that LFQ has too (Yu et al. 2023, MAGVIT-v2).
 """
 
 import math
