@@ -239,6 +239,7 @@ class HeldOutFrames(Dataset):
     draws; the frame is that at the unit's start. The order is mixed so that the first batches already show many
     recordings (`trainer.limit_val_batches`). Nothing depends on the run's seed: losses of all runs are on the same
     views and masks. A picture that cannot be decoded is an error: losses of two runs must not be of different pictures.
+    Items say their `unit`.
 
     Args:
         source: of the pictures.

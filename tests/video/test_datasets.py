@@ -183,7 +183,8 @@ def test_held_out_frames_are_all_there_once_in_a_mixed_order_with_fixed_masks(wa
     again = HeldOutFrames(StoreSource(walk / "store"), laws)
     assert all(torch.equal(data[i]["noise"], again[i]["noise"]) for i in range(7))
     assert len({tuple(data[i]["noise"].tolist()) for i in range(7)}) == 7
-    assert set(data[0]) == {"image", "noise"} and data[0]["noise"].shape == (16,)
+    assert set(data[0]) == {"image", "noise", "unit"} and data[0]["noise"].shape == (16,)
+    assert [shown[i] for i in np.argsort([int(data[i]["unit"]) for i in range(7)])] == sorted(shown)  # in time
     masks = sorted(data[i]["noise"].tolist() for i in range(7))
     assert masks == sorted(mask_noise(0, unit, 16).tolist() for unit in range(7))  # as before there were several views
 
