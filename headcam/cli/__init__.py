@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sample": ("headcam.cli.sample", "draw from a GPT: pictures, completions, continued clips, maps of surprise"),
     "show": ("headcam.cli.show", "pictures of what a model completes and of what it attends to"),
     "export": ("headcam.cli.export", "embeddings of pictures or headcam frames, as Parquet or npz"),
+    "memory": ("headcam.cli.memory", "recognition memory beside people: stimuli, runs, scores, a page for people"),
     "zoo": ("headcam.cli.zoo", "published models: list them, and convert them exactly to this layout"),
 }
 
