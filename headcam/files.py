@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from headcam.errors import StorageError
+from headcam.errors import InputError, StorageError
 
 _BLOCK = 1 << 16  # bytes; the sampled blocks of a recording's id
 _BLOCKS = 64
@@ -87,6 +87,37 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write `value` as readable JSON to `path`, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def claim(note: str | os.PathLike, settings: dict[str, Any], what: str) -> bool:
+    """Write `settings` to `note`, which says what is made in its folder; refuse a folder of other settings.
+
+    Args:
+        note: a JSON file, such as OUT/demo.json.
+        settings: JSON values that all of what is made there follows from.
+        what: how errors call it, such as "a demo".
+    Returns:
+        Whether the note was there already: the folder is gone on with.
+    Raises:
+        InputError: the note is there with other settings; the first that differs is named.
+    """
+    note = Path(note)
+    if not note.exists():
+        write_json(note, settings)
+        return False
+    try:
+        found = json.loads(note.read_text("utf-8"))
+    except ValueError:
+        found = {}
+    settings = json.loads(json.dumps(settings))  # tuples as lists, as they were written
+    for key in dict.fromkeys([*settings, *found]):
+        if found.get(key, ...) != settings.get(key, ...):
+            raise InputError(
+                f"{note.parent} holds {what} of other settings: {key} is {found.get(key)} there, "
+                f"{settings.get(key)} here",
+                "use another folder, or repeat the words that began this one to go on with it",
+            )
+    return True
 
 
 def sha256_json(value: Any) -> str:

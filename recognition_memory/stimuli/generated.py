@@ -20,7 +20,6 @@ Every picture follows from (seed, condition, number) alone; files that exist are
 the same bytes are written wherever it belongs.
 """
 
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from pathlib import Path
 import cv2
 
 from headcam.errors import InputError
-from headcam.files import write_json
+from headcam.files import claim
 from headcam.progress import Progress
 from headcam.recognition_memory.stimuli.generated_pictures import Draw, noise, rendered, write_item
 from headcam.recognition_memory.stimuli.manifest import FILE_NAME
@@ -109,16 +108,19 @@ def _generate(
     if min(size) < 16:
         raise InputError(f"pictures of {size[0]} x {size[1]} pixels show nothing", "use at least 16 pixels a side")
     folder = Path(folder).expanduser()
-    _claim(
-        folder,
-        version=_VERSION,
-        pictures=draw.__name__,
-        conditions=conditions,
-        num_pairs=num_pairs,
-        num_fillers=num_fillers,
-        size=list(size),
-        seed=seed,
-    )
+    settings = {
+        "version": _VERSION,
+        "pictures": draw.__name__,
+        "conditions": conditions,
+        "num_pairs": num_pairs,
+        "num_fillers": num_fillers,
+        "size": list(size),
+        "seed": seed,
+    }
+    note = folder / _SETTINGS
+    if not note.exists() and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"{folder} holds other things already", "use a new folder")
+    claim(note, settings, "generated stimuli")
     items = [(condition, k) for condition in conditions for k in range(num_pairs)]
     items += [("filler", k) for k in range(num_fillers)]
     jobs = [(draw, folder, kind, k, tuple(size), seed) for kind, k in items]
@@ -127,23 +129,6 @@ def _generate(
             progress.advance(current=f"{kind} {number}")
     manifest = folder / FILE_NAME
     return manifest if manifest.exists() else prepare(folder, manifest, quiet=quiet).manifest
-
-
-def _claim(folder: Path, **settings) -> None:
-    """Note in `folder` what is generated there; refuse to mix two experiments in one folder."""
-    note = folder / _SETTINGS
-    if not note.exists():
-        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise InputError(f"{folder} holds other things already", "use a new folder")
-        write_json(note, settings)
-        return
-    try:
-        found = json.loads(note.read_text("utf-8"))
-    except ValueError:
-        found = None
-    if found != settings:
-        given = f"{folder} holds generated stimuli of other settings: {found}, not {settings}"
-        raise InputError(given, "remove that folder or use another one")
 
 
 def _work(jobs: list[tuple], processes: int) -> Iterator[None]:

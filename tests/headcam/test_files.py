@@ -9,9 +9,10 @@ import threading
 import numpy as np
 import pytest
 
-from headcam.errors import StorageError
+from headcam.errors import InputError, StorageError
 from headcam.files import (
     atomic_file,
+    claim,
     free_bytes,
     partial_path,
     recording_id,
@@ -130,3 +131,19 @@ def test_hashes(tmp_path):
 
 def test_free_bytes_of_a_folder_that_does_not_exist_yet(tmp_path):
     assert free_bytes(tmp_path / "not" / "there") > 0
+
+
+def test_a_claimed_folder_is_gone_on_with_only_with_the_same_settings(tmp_path):
+    note = tmp_path / "out" / "demo.json"
+    assert not claim(note, {"minutes": 4, "size": (2, 3)}, "a demo")
+    assert claim(note, {"size": [2, 3], "minutes": 4}, "a demo"), "lists and tuples are one in JSON"
+    for other, telling in (
+        ({"minutes": 5, "size": (2, 3)}, "minutes is 4 there, 5 here"),
+        ({"minutes": 4, "size": (2, 3), "seed": 0}, "seed is None there, 0 here"),
+        ({"minutes": 4}, r"size is \[2, 3\] there, None here"),
+    ):
+        with pytest.raises(InputError, match=f"out holds a demo of other settings: {telling}"):
+            claim(note, other, "a demo")
+    note.write_text("{")
+    with pytest.raises(InputError, match="holds a demo of other settings"):
+        claim(note, {"minutes": 4}, "a demo")

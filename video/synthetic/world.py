@@ -10,7 +10,6 @@ The world from the outside in: this file (videos and pictures), `walk` (where th
 shadow), `scene` (the ray caster) and `textures` (patterns of surfaces).
 """
 
-import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,7 +23,7 @@ import numpy as np
 import simplejpeg
 
 from headcam.errors import InputError
-from headcam.files import atomic_file, write_json
+from headcam.files import atomic_file, claim
 from headcam.progress import Progress
 from headcam.randomness import stream
 from headcam.video.synthetic.objects import OBJECTS, height, place, radius, turn
@@ -68,7 +67,8 @@ def render_walks(
         raise InputError(f"{given} hold no frame", "ask for at least one walk and one frame")
     _check_size(size, multiple=2)
     folder = Path(folder)
-    _claim(folder, kind="walks", seed=seed, num=num_walks, seconds=float(seconds), fps=float(fps), size=list(size))
+    settings = {"kind": "walks", "seed": seed, "num": num_walks, "seconds": float(seconds), "fps": float(fps)}
+    claim(folder / _SETTINGS, {"version": _VERSION, **settings, "size": list(size)}, "a synthetic world")
     paths = [folder / f"walk-{i:03d}.mp4" for i in range(num_walks)]
     jobs = [(path, i, round(seconds * fps), fps, tuple(size), seed) for i, path in enumerate(paths)]
     _work(_write_walk, jobs, [1] * num_walks, processes, progress)
@@ -102,7 +102,8 @@ def render_labelled(
         raise InputError(f"{given} are too few", "ask for at least one of each")
     _check_size(size, multiple=1)
     folder = Path(folder)
-    _claim(folder, kind="labelled", seed=seed, num=[num_train, num_val], size=list(size))
+    settings = {"kind": "labelled", "seed": seed, "num": [num_train, num_val], "size": list(size)}
+    claim(folder / _SETTINGS, {"version": _VERSION, **settings}, "a synthetic world")
     jobs = [
         (folder / split / name, split, name, range(start, min(start + _CHUNK, count)), tuple(size), seed)
         for split, count in (("train", num_train), ("val", num_val))
@@ -163,22 +164,6 @@ def _check_size(size: tuple[int, int], multiple: int) -> None:
     if min(size) < 16 or any(side % multiple for side in size):
         fix = "use at least 16 pixels a side" + (f", and a multiple of {multiple}" if multiple > 1 else "")
         raise InputError(f"pictures of {size[0]} x {size[1]} pixels cannot be rendered", fix)
-
-
-def _claim(folder: Path, **settings) -> None:
-    """Note in `folder` what is rendered there; refuse to mix two worlds in one folder."""
-    settings = {"version": _VERSION, **settings}
-    note = folder / _SETTINGS
-    if note.exists():
-        try:
-            found = json.loads(note.read_text("utf-8"))
-        except ValueError:
-            found = None
-        if found != settings:
-            given = f"{folder} holds a synthetic world of other settings: {found}, not {settings}"
-            raise InputError(given, "remove that folder or use another one")
-        return
-    write_json(note, settings)
 
 
 def _work(function: Callable, jobs: list[tuple], steps: list[int], processes: int, progress: Progress | None) -> None:

@@ -165,7 +165,7 @@ def test_gaze_rests_on_objects():
 @pytest.mark.parametrize("change", [{"seed": 4}, {"seconds": 2.0}, {"size": (64, 64)}, {"num_walks": 3}])
 def test_a_folder_of_other_settings_is_refused(walks, change):
     before = contents(walks)
-    with pytest.raises(InputError, match=r"other settings.*Fix: remove"):
+    with pytest.raises(InputError, match=r"other settings.*Fix: use another folder"):
         render_walks(walks, **{**WALKS, **change})
     assert contents(walks) == before
 
