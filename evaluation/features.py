@@ -9,7 +9,6 @@ of the pictures in their order; change any of them and other features are comput
 ahead of the encoder, and the rows do not depend on their number.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from headcam.evaluation.labelled import Picture
 from headcam.evaluation.protocols import EncoderFeatures, PixelFeatures
 from headcam.files import atomic_file, sha256_json, write_json
 from headcam.progress import Progress
-from headcam.ssl.weights import ARCHITECTURES, build_encoder, load_encoder
+from headcam.ssl.weights import ARCHITECTURES, build_encoder, load_encoder, state_hash
 from headcam.tokenizers.autoregression.encoder import TokenEncoder, as_token_encoder, token_architectures
 
 VERSION = 1  # of the contract "features"
@@ -128,12 +127,8 @@ class EncoderExtractor:
 
     @cached_property
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes, types and values of all weights and buffers, in the order of their names."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.encoder.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """See `headcam.ssl.weights.state_hash`."""
+        return state_hash(self.encoder)
 
     @property
     def identity(self) -> dict[str, Any]:

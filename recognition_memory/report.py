@@ -32,12 +32,14 @@ from headcam.recognition_memory.human import ItemCorrelation, item_correlation
 from headcam.recognition_memory.people.data import read_people
 from headcam.recognition_memory.reporting.page import write_page
 from headcam.recognition_memory.scoring.rules import RuleNotDefined, margins
-from headcam.recognition_memory.scoring.scores import Scored, score
+from headcam.recognition_memory.scoring.scores import MOST_SPREAD_LEFT, Scored, score
+from headcam.recognition_memory.scoring.signals import spread_left
 from headcam.recognition_memory.scoring.table import POOLED, groups, read_losses, write_losses
 
 EXPERIMENT = "memory_experiment/1"
 # Which rule speaks for a model: the first of these that its table allows. One memory and nothing but the model's own
-# past first; a reference that needs other runs, or holds a trace itself, later; the raw rule last.
+# past first; a reference that needs other runs, or holds a trace itself, later; the raw rule last. Where the losses
+# before study know nothing of the pictures (random weights), `calibrated` comes after all others.
 PREFERENCE = ("calibrated", "unstudied_reference", "drop_since_first", "role_swapped", "raw")
 
 
@@ -203,6 +205,7 @@ def report(
         [source.table for source in sources],
         out,
         predictions=_predictions(sources, left_out),
+        role_swapped=_role_swapped(sources),
         quiet=quiet,
     )
     frames_by_source = [read_losses(source.table) for source in sources]
@@ -265,6 +268,12 @@ def _predictions(sources: Sequence[Source], left_out: list[str]) -> int | None:
     return None
 
 
+def _role_swapped(sources: Sequence[Source]) -> bool | None:
+    """Whether all study sets are mirror images, as the manifests say; None, to be seen in the losses, without them."""
+    found = {source.experiment.get("manifest", {}).get("role_swapped") for source in sources}
+    return found.pop() if len(found) == 1 else None
+
+
 def _models(source: Source, losses: pd.DataFrame, accuracy: pd.DataFrame) -> list[Model]:
     models = []
     for name, pretraining in losses[["model", "pretraining"]].drop_duplicates().itertuples(index=False):
@@ -272,7 +281,11 @@ def _models(source: Source, losses: pd.DataFrame, accuracy: pd.DataFrame) -> lis
         if "test" in rows:
             rows = rows[rows["test"] == ""]
         studied = rows[rows["exposures"] > 0]
-        rule = next((rule for rule in PREFERENCE if (studied["rule"] == rule).any()), None)
+        rows_of = losses[(losses["model"] == name) & (losses["pretraining"] == pretraining)]
+        plain = next((group for group in groups(rows_of) if not group.test), None)
+        known = plain is None or not spread_left(plain) > MOST_SPREAD_LEFT
+        order = PREFERENCE if known else (*PREFERENCE[1:-1], "calibrated", "raw")
+        rule = next((rule for rule in order if (studied["rule"] == rule).any()), None)
         if rule is None:  # nothing but variants, or nothing after study
             continue
         exposures = studied.loc[studied["rule"] == rule, "exposures"]

@@ -5,6 +5,7 @@ architecture and its arguments, image size and normalisation, hours lived and sa
 and manifest.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,15 @@ def save_weights(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -
         file.write(save(state, metadata={"format": "pt"}))
     write_json(folder / "card.json", {**card, "weights_hash": sha256_file(path)})
     return path
+
+
+def state_hash(module: nn.Module) -> str:
+    """SHA-256 over names, shapes, types and values of all weights and buffers, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def build_encoder(

@@ -36,6 +36,7 @@ from headcam.ssl.dino import DINO
 from headcam.ssl.dino_network import DINONetwork
 from headcam.ssl.mae import MAE
 from headcam.ssl.restore import load_objective
+from headcam.ssl.weights import state_hash
 from headcam.video.colour import apply_colour
 from headcam.video.sampling.plan import draw_views
 from headcam.video.sampling.views import ViewLaw
@@ -87,6 +88,7 @@ class EmbeddingChange(Learner):
         self.weights = weights
         self.img_size = objective.img_size
         self.card = card if weights == "trained" else None
+        self.origins = {"source": state_hash(objective.network)}
         self._embed = _Embedding({"name": str(source), **card}, pool)
         self._laws = tuple(law.with_defaults(tuple(scale), flip) for law in objective.views)
         # Not touched by study: what `begin` goes back to, and what embeddings are compared to.
@@ -149,6 +151,7 @@ class EmbeddingStore(Learner):
         self.weights = weights
         self.img_size = tuple(card["img_size"])
         self.card = card if weights == "trained" else None
+        self.origins = {"source": state_hash(self.encoder)}
         self._embed = _Embedding({"name": str(source), **card}, pool)
         self._embed.check(self.encoder)
         self._store = PictureStore(capacity)

@@ -23,7 +23,7 @@ from headcam.errors import InputError
 from headcam.randomness import stream
 from headcam.recognition_memory.learners.learner import Learner
 from headcam.ssl.vit import Size
-from headcam.ssl.weights import build_encoder
+from headcam.ssl.weights import build_encoder, state_hash
 from headcam.tokenizers.autoencoders.palette import PaletteTokenizer
 from headcam.tokenizers.autoencoders.tokenizer import Tokenizer, load_tokenizer
 from headcam.tokenizers.autoregression.gpt import GPT, PRESETS, Positions, load_gpt
@@ -108,6 +108,10 @@ class GPTLearner(Learner):
             }
             self.gpt = self._unstudied(seed=0)
         self.tokenizer.requires_grad_(False)
+        if source is not None:
+            self.origins = {"source": state_hash(self.gpt), "tokenizer": state_hash(self.tokenizer)}
+        elif not self._fits_palette:
+            self.origins = {"palette" if palette else "tokenizer": state_hash(self.tokenizer)}
         self.img_size, self.predictions = self.tokenizer.img_size, self.gpt.num_positions
 
     def _unstudied(self, seed: int) -> GPT:

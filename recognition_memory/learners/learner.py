@@ -33,12 +33,18 @@ class Learner(nn.Module):
         predictions: how many predictions a score is the mean of, where its unit is nats: scores times predictions are
             nats of a picture; None otherwise.
         card: of the weights that it starts from; None where it starts from random ones, or has none.
+        origins: constructor's arguments that name files, and the hash of what was read from there: an experiment goes
+            by content, wherever its files lie.
     """
 
     img_size: tuple[int, int]
     unit: str
     predictions: int | None = None
     card: dict[str, Any] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.origins: dict[str, str] = {}
 
     def begin(self, seed: int, pictures: Tensor) -> None:
         """Take the state before study, which follows from the constructor's arguments, `seed` and `pictures` alone.

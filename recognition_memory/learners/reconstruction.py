@@ -25,6 +25,7 @@ from headcam.recognition_memory.learners.learner import Learner
 from headcam.ssl.mae import MAE, MaskedAutoencoder, normalize_patches
 from headcam.ssl.masking import Mask, patchify, unpatchify
 from headcam.ssl.restore import load_objective
+from headcam.ssl.weights import state_hash
 from headcam.tokenizers.autoencoders.palette import PaletteTokenizer
 from headcam.tokenizers.autoencoders.tokenizer import Tokenizer, load_tokenizer
 from headcam.tokenizers.published.zoo import open_source
@@ -95,6 +96,7 @@ class MAELearner(Learner):
         else:
             objective, self.card = _trained(source)
             self.network, self._mean, self._std = objective.network, objective.mean, objective.std
+            self.origins = {"source": state_hash(self.network)}
         encoder = self.network.encoder
         self.img_size = encoder.img_size
         masks = fixed_masks(encoder.num_patches, self.network.num_visible(encoder.num_patches), num_masks)
@@ -232,6 +234,7 @@ class VQLearner(Learner):
             raise InputError(f"pixel_loss is {pixel_loss!r}", "give l1 or l2")
         self._source, self.pixel_loss = source, pixel_loss
         self.tokenizer, self.card = self._open()
+        self.origins = {"source": state_hash(self.tokenizer)}
         self.img_size = self.tokenizer.img_size
 
     def _open(self) -> tuple[Tokenizer, dict]:

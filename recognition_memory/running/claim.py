@@ -1,7 +1,7 @@
 """Whose folder it is: an experiment goes on in a folder of its own, and in no other's.
 
-`experiment.json` carries the hash of everything that numbers depend on: the settings (not where the manifest lies), the
-stimuli by content, and the card of the weights that the learner starts from.
+`experiment.json` carries the hash of everything that numbers depend on: the settings, the stimuli, and the weights that
+the learner starts from; the latter two by content, wherever they lie.
 """
 
 import json
@@ -30,15 +30,13 @@ def claim(out: Path, experiment: Experiment, manifest: MemoryManifest, learner: 
     Raises:
         InputError: it is the folder of another experiment.
     """
-    parts = {
-        "settings": sha256_json(_settings(experiment_yaml(experiment))),
-        "manifest": manifest.hash,
-        "weights": sha256_json(learner.card),
-    }
+    ours = _settings(experiment_yaml(experiment), learner)
+    parts = {"settings": sha256_json(ours), "manifest": manifest.hash, "weights": sha256_json(learner.origins)}
     path = out / ABOUT
     if path.is_file():
         try:
-            about, theirs = json.loads(path.read_text("utf-8")), _settings((out / SETTINGS).read_text("utf-8"))
+            about = json.loads(path.read_text("utf-8"))
+            theirs = _settings((out / SETTINGS).read_text("utf-8"), learner)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"{path} cannot be read: {error}", "remove it, or choose another --out") from error
         if about.get("contract") != CONTRACT:
@@ -46,7 +44,6 @@ def claim(out: Path, experiment: Experiment, manifest: MemoryManifest, learner: 
         if about["parts"] == parts:
             return about
         if any(path.name in (STATE, ROWS) for path in (out / "runs").glob("*/*")):
-            ours = _settings(experiment_yaml(experiment))
             changed = [
                 f"{name} is {there!r} there and {here!r} here" for name, there, here in _differences(theirs, ours)
             ]
@@ -66,6 +63,7 @@ def claim(out: Path, experiment: Experiment, manifest: MemoryManifest, learner: 
             "name": manifest.name,
             "path": str(Path(experiment.manifest or manifest.root).resolve()),
             "hash": manifest.hash,
+            "role_swapped": manifest.role_swapped,
         },
         "environment": environment(),
         "complete": False,
@@ -76,9 +74,12 @@ def claim(out: Path, experiment: Experiment, manifest: MemoryManifest, learner: 
     return about
 
 
-def _settings(text: str) -> dict[str, Any]:
-    """Settings without the place of the manifest, which goes by its hash."""
-    return {key: value for key, value in yaml.safe_load(text).items() if key != "manifest"}
+def _settings(text: str, learner: Learner) -> dict[str, Any]:
+    """Settings without the places of manifest and weights, which go by their hashes."""
+    settings = {key: value for key, value in yaml.safe_load(text).items() if key != "manifest"}
+    for name in learner.origins:
+        settings["learner"].get("init_args", {}).pop(name, None)
+    return settings
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> list[tuple[str, Any, Any]]:

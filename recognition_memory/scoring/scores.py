@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 CONTRACT = "memory_scores/1"
 CONFIDENCE_LEVEL = 0.95
+MOST_SPREAD_LEFT = 0.5  # by `calibrated`, see `signals.spread_left`; beyond, another rule speaks for a model
 _MARGIN_FIGURES = ("mean", "sd", "robust_sd", "mean_over_sd")
 _COLUMNS = {
     "accuracy": (
@@ -354,6 +355,12 @@ def _group_notes(group: Group) -> list[str]:
     elif seeds.min() == 2:
         notes.append(
             "two runs in a study set: the part of the intervals that is due to runs is under-estimated, five are better"
+        )
+    left = signals.spread_left(group)
+    if left > MOST_SPREAD_LEFT:
+        notes.append(
+            "the losses before study hardly know which pictures are complex (random weights?), so calibrated does not "
+            f"take that out: {100 * left:.0f} % of the spread of unstudied pictures is left; read unstudied_reference"
         )
     if len(group.study_sets) == 1:
         notes.append("one study set: which picture of a pair is easier does not cancel in the raw rule")

@@ -25,6 +25,30 @@ def robust_sd(values: np.ndarray) -> np.ndarray:
     return np.median(deviations, axis=-1) / stats.norm.ppf(0.75)
 
 
+def spread_left(group: Group) -> float:
+    """How much of the pictures' spread in loss `calibrated` leaves: SD of L(e) - L(0) over SD of L(e), unstudied ones.
+
+    At the first exposure e, within conditions and runs. Near 0 where the losses before study already know which
+    pictures are complex, as a pretrained model's do; near 1 where they know nothing, as those of random weights: the
+    difference then still is the picture's complexity. NaN where there is no exposure 0, or all scores before study are
+    equal (stores, changes of an embedding), which hides nothing.
+    """
+    later = [e for e, exposure in enumerate(group.exposures) if exposure > 0]
+    if group.exposures[0] != 0 or not later:
+        return float("nan")
+    before, after = (
+        np.concatenate([group.losses[c][:, :, e, :, 1][group.runs].ravel() for c in group.conditions])
+        for e in (0, later[0])
+    )
+    if before.std() == 0 or after.std() == 0:
+        return float("nan")
+    pairs = [group.losses[c].shape[3] for c in group.conditions for _ in range(int(group.runs.sum()))]
+    ends = np.cumsum(pairs)[:-1]
+    parts = zip(np.split(after - before, ends), np.split(after, ends))
+    left, whole = zip(*((difference.var(), losses.var()) for difference, losses in parts))
+    return float(np.sqrt(np.mean(left) / np.mean(whole)))
+
+
 def d_prime(share: np.ndarray | float, trials: int) -> np.ndarray:
     """d' = sqrt(2) z(share), for a share right in two-alternative choices, or an AUC (equal-variance normal scores).
 

@@ -161,6 +161,7 @@ def test_what_has_to_be_known_is_beside_the_numbers(finished, stimuli):
         "name": stimuli.parent.name,
         "path": str(stimuli),
         "hash": MemoryManifest.read(stimuli).hash,
+        "role_swapped": True,
     }
     assert facts["study_pictures"] == {"1": 13, "2": 13} and facts["updates_per_exposure"] == {"1": 4, "2": 4}
     assert facts["lr"] == 5e-3 and facts["lr_chosen"] == "as given"

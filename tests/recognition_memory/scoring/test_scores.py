@@ -14,6 +14,7 @@ from headcam.randomness import stream
 from headcam.recognition_memory.scoring.bootstrap import crossed_bootstrap
 from headcam.recognition_memory.scoring.rules import RULES, decisions, margins
 from headcam.recognition_memory.scoring.scores import score
+from headcam.recognition_memory.scoring.signals import spread_left
 from headcam.recognition_memory.scoring.table import COLUMNS, Group, groups, write_losses
 
 PAIRS, SEEDS = 100, 2
@@ -306,3 +307,23 @@ def test_settings_out_of_range_are_refused(written, tmp_path, arguments, message
         score([], tmp_path)
     with pytest.raises(InputError, match="occurs more than once"):
         score([written[0] / "losses.csv"] * 2, tmp_path, quiet=True)
+
+
+def test_losses_before_study_that_know_nothing_of_complexity_are_told(tmp_path):
+    """Random weights: before study every picture costs about the same, whatever its complexity."""
+    known = observed(0)
+    assert spread_left(groups(known)[0]) < 0.1
+    blind = known.copy()
+    before = blind["exposures"] == 0
+    rng = np.random.default_rng(0)
+    blind.loc[before, ["loss_seen", "loss_unseen"]] = 4 + rng.normal(0, 0.01, (int(before.sum()), 2))
+    assert spread_left(groups(blind)[0]) == pytest.approx(1, abs=0.05)
+    write_losses(tmp_path / "blind.csv", blind)
+    write_losses(tmp_path / "known.csv", known)
+    told = "so calibrated does not take that out: "
+    assert any(told in note for note in score(tmp_path / "blind.csv", tmp_path / "b", n_resamples=200).notes)
+    assert not any(told in note for note in score(tmp_path / "known.csv", tmp_path / "k", n_resamples=200).notes)
+    constant = blind.copy()
+    constant.loc[before, ["loss_seen", "loss_unseen"]] = 0.0
+    assert np.isnan(spread_left(groups(constant)[0])), "a store before study hides nothing"
+    assert np.isnan(spread_left(groups(known[~before])[0]))
