@@ -1,11 +1,13 @@
-"""The main job, end to end, as `headcam demo` does it: render, index, scan, subset, store, fit, probe, report.
+"""The main job, end to end, as `headcam demo` does it: render, index, scan, subset, store, fit, probe, memory, report.
 
-    synthetic walks, or --videos ─▶ index ─▶ scan ─▶ subset: train | held out ─▶ store ─▶ fit ─▶ probe ─▶ report.html
-                                      synthetic close-ups, or --labelled ──────────────────────────┘
+    synthetic walks, or --videos ─▶ index ─▶ scan ─▶ subset: train | held out ─▶ store ─▶ fit ─▶ probe ─▶ memory ─▶ page
+                                      synthetic close-ups, or --labelled ──────────────────────────┘       │
+                                                 synthetic pairs of pictures, studied and tested ──────────┘
 
 Each step is the code of the verb of the same name, and what it leaves in OUT is what that verb would leave. All of
 them go on where they were stopped, so the same command again does what is left; a step that is finished is skipped.
-The recipe of the training is `configs/demo/mae.yaml`; the page is made by `headcam.demo_report` from the files alone.
+The recipe of the training is `configs/demo/mae.yaml`, the test of memory is in `headcam.demo_memory`; the page is made
+by `headcam.demo_report` from the files alone.
 """
 
 import io
@@ -19,13 +21,16 @@ from typing import Any
 
 from headcam.cli import fit
 from headcam.cli.options import config_path, say
+from headcam.demo_memory import CONFIGS as MEMORY_CONFIGS
+from headcam.demo_memory import STEPS_PER_MINUTE as MEMORY_STEPS_PER_MINUTE
+from headcam.demo_memory import remember
 from headcam.demo_report import write_report
 from headcam.demo_results import SCAN_REPORT, load_demo
 from headcam.errors import InputError
 from headcam.evaluation.labelled import labels_of, read_labelled, selection_mask
 from headcam.evaluation.probe import probe
 from headcam.evaluation.protocols import KNN, EncoderFeatures
-from headcam.files import sha256_file, write_json
+from headcam.files import claim, sha256_file
 from headcam.progress import Progress
 from headcam.randomness import stream
 from headcam.runs import MetricsFile
@@ -39,7 +44,7 @@ from headcam.video.stores.frame_store import store
 from headcam.video.stretches import total_s
 from headcam.video.synthetic.world import render_labelled, render_walks
 
-VERSION = 2  # of OUT/demo.json
+VERSION = 3  # of OUT/demo.json
 CONFIG = "configs/demo/mae.yaml"
 STEPS_PER_MINUTE = 200  # optimizer steps of the recipe that two ordinary cores do in a minute, with some reserve
 BATCH_SIZE = 64  # of the recipe
@@ -51,7 +56,7 @@ _LARGEST_SHARE = 0.25  # of all verified seconds that held-out recordings may ta
 
 @dataclass(frozen=True)
 class World:
-    """How much of the synthetic world is rendered: walks to train on, labelled close-ups of each class to probe on."""
+    """How much of the synthetic world is rendered: walks to train on, close-ups to probe on, pairs to remember."""
 
     num_walks: int = 40
     seconds: float = 30.0
@@ -60,6 +65,9 @@ class World:
     num_train: int = 100
     num_val: int = 50
     picture_size: tuple[int, int] = (96, 96)
+    num_pairs: int = 20  # of each of three conditions
+    num_fillers: int = 140  # studied too, never tested
+    pair_size: tuple[int, int] = (64, 64)
     seed: int = 0
 
 
@@ -119,6 +127,7 @@ def demo(
             "minutes": minutes,
             "world": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(world).items()},
             "config_hash": sha256_file(config_path(CONFIG)),
+            "memory_config_hashes": [sha256_file(config_path(name)) for name in MEMORY_CONFIGS],
         },
     )
 
@@ -126,23 +135,23 @@ def demo(
         ([] if videos else [f"{world.num_walks} synthetic walks of {world.seconds:g} s"])
         + ([] if labelled else [f"{world.num_train + world.num_val} synthetic close-ups of each kind of thing"])
     )
-    say(f"1/8 render   {rendered or 'nothing: videos and labelled pictures are given'}")
+    say(f"1/9 render   {rendered or 'nothing: videos and labelled pictures are given'}")
     _render(out, world, videos is None, labelled is None, processes, quiet)
     videos, labelled = videos or out / "world" / "walks", labelled or out / "world" / "close-ups"
 
     recordings = out / "recordings.parquet"
-    say(f"2/8 index    the recordings of {videos}")
+    say(f"2/9 index    the recordings of {videos}")
     index(videos, recordings, processes=processes, quiet=quiet)
 
-    say("3/8 scan     every frame, to train on verified seconds only")
+    say("3/9 scan     every frame, to train on verified seconds only")
     scan(recordings, report=out / SCAN_REPORT, frames=frames, processes=processes, quiet=quiet)
 
     split = _split(recordings, out / "subsets")
     count = {name: len(manifest.seconds) for name, (_, manifest) in split.items()}
-    say(f"4/8 subset   {count['train']} recordings to train on, {count.get('held_out', 0)} held out")
+    say(f"4/9 subset   {count['train']} recordings to train on, {count.get('held_out', 0)} held out")
 
     rate = store_rate(3600 * split["train"][1].hours, steps * BATCH_SIZE)
-    say(f"5/8 store    {rate:g} frames a second of their verified seconds")
+    say(f"5/9 store    {rate:g} frames a second of their verified seconds")
     for name, (manifest, _) in split.items():
         store(
             recordings,
@@ -155,16 +164,30 @@ def demo(
         )
 
     trained = _is_trained(out / "mae", steps)
-    say(f"6/8 fit      {steps} steps of {BATCH_SIZE} images" + (" (finished before)" if trained else ""))
+    say(f"6/9 fit      {steps} steps of {BATCH_SIZE} images" + (" (finished before)" if trained else ""))
     if not trained:
         _fit(out, steps, quiet)
 
     probed = _is_probed(out)
-    say(f"7/8 probe    the encoder on {labelled}" + (" (finished before)" if probed else ""))
+    say(f"7/9 probe    the encoder on {labelled}" + (" (finished before)" if probed else ""))
     if not probed:
         probe(out / "mae", labelled, out / "probe", quiet=quiet)
 
-    say("8/8 report   one HTML file")
+    studied = 3 * world.num_pairs + world.num_fillers
+    say(f"8/9 memory   {studied} rendered pictures a set, studied by a GPT on the same frames and by an untrained one")
+    remember(
+        out,
+        steps=max(1, round(minutes * MEMORY_STEPS_PER_MINUTE)),
+        num_pairs=world.num_pairs,
+        num_fillers=world.num_fillers,
+        size=world.pair_size,
+        seed=world.seed,
+        processes=processes,
+        frames=frames,
+        quiet=quiet,
+    )
+
+    say("9/9 report   one HTML file")
     write_report(out, out / "report.html", frames=frames)
     finished = load_demo(out)
     return DemoResult(out / "report.html", out / SCAN_REPORT, finished.headline, tuple(finished.skipped_kinds))
@@ -245,23 +268,11 @@ def _check_labelled(labelled: Path | None) -> None:
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Note in OUT what is made there; refuse a folder that holds something else, naming what differs."""
+    """Note in OUT what is made there; refuse a folder that holds something else."""
     note = out / "demo.json"
-    if not note.exists():
-        if out.is_dir() and any(p for p in out.iterdir() if not p.name.startswith(".")):
-            raise InputError(f"--out {out} is there and holds no demo", "choose another folder")
-        write_json(note, settings)
-        return
-    try:
-        found = json.loads(note.read_text("utf-8"))
-    except ValueError:
-        found = {}
-    for key, value in settings.items():
-        if found.get(key) != value:
-            raise InputError(
-                f"--out {out} holds a demo with another {key}: {found.get(key)} there, {value} here",
-                "choose another --out, or repeat the command that began it to go on with it",
-            )
+    if not note.exists() and out.is_dir() and any(p for p in out.iterdir() if not p.name.startswith(".")):
+        raise InputError(f"--out {out} is there and holds no demo", "choose another folder")
+    claim(note, settings, "a demo")
 
 
 def _render(out: Path, world: World, walks: bool, close_ups: bool, processes: int, quiet: bool) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from headcam.demo_memory import draw_section
 from headcam.demo_results import METRIC, SCAN_REPORT, Demo, caveats, load_demo
 from headcam.evaluation.probe import CHANCE, PIXELS
 from headcam.pages import BLUE, MUTED, ORANGE, Estimate, Page, chart
@@ -44,6 +45,7 @@ def write_report(folder: str | os.PathLike, path: str | os.PathLike, frames: boo
     _completions(page, demo)
     _learning(page, demo)
     _probe(page, demo)
+    draw_section(page, demo.folder / "memory")
     _skips(page, demo)
     page.section("What these numbers do and do not show")
     page.bullets(caveats(demo))

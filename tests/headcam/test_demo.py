@@ -20,7 +20,10 @@ from headcam.video.recordings import read_recordings
 from headcam.video.sampling.manifest import Manifest
 from headcam.video.stores.frame_store import FrameStore
 
-WORLD = World(num_walks=3, seconds=3, fps=4, size=(48, 64), num_train=2, num_val=1, picture_size=(32, 32), seed=5)
+WORLD = World(
+    num_walks=3, seconds=3, fps=4, size=(48, 64), num_train=2, num_val=1, picture_size=(32, 32),
+    num_pairs=2, num_fillers=6, pair_size=(24, 24), seed=5,
+)  # fmt: skip
 FOUR_STEPS = 4 / 200  # minutes
 
 
@@ -76,6 +79,23 @@ def test_the_numbers_of_the_report_are_those_of_the_files(finished):
             assert cell.replace("-", "\N{MINUS SIGN}") in text
 
 
+def test_the_report_says_what_is_remembered_as_the_scores_of_the_memory_runs_do(finished):
+    text = text_of(finished / "report.html")
+    with open(finished / "memory" / "accuracy.csv", newline="") as file:
+        rows = {
+            (r["pretraining"], r["rule"], r["exposures"]): r for r in csv.DictReader(file) if r["condition"] == "pooled"
+        }
+    for name, words in (("video", "pretrained on the video"), ("none", "untrained")):
+        for exposures, times in (("1", "1 exposure"), ("3", "3 exposures")):
+            cells = []
+            for rule in ("raw", "calibrated", "unstudied_reference"):
+                value, low, high = (100 * float(rows[name, rule, exposures][c]) for c in ("accuracy", "low", "high"))
+                cells.append(f"{value:.1f} [{low:.1f}, {high:.1f}]")
+            assert f"{words}, {times} {' '.join(cells)}" in text
+    assert "6 pairs, 4 runs" in text and "89.1 % right after one exposure (Brady 2008)" in text
+    assert (finished / "memory" / "report.html").is_file()
+
+
 def test_the_report_shows_frames_and_completions_and_says_what_it_does_not_show(finished):
     page = (finished / "report.html").read_text("utf-8")
     assert page.count("<img") == 12 + 4 * 6  # frames; true, given, completed at first and at the end
@@ -111,7 +131,11 @@ def test_the_same_command_again_skips_what_is_finished(finished, capsys):
     assert after.keys() == before.keys()
     changed = {name for name in after if after[name] != before[name]}
     # Lists and the page are made again from the same files; nothing that took time is.
+    scores = ("accuracy", "accuracy_by_set", "human_level", "items", "memory", "signals")
     assert changed <= {
+        *(f"memory/{name}.csv" for name in scores),
+        "memory/scores.json",
+        "memory/report.html",
         "recordings.parquet",
         ".recordings.parquet.arrow",
         "recordings.quarantine.findings.jsonl",
@@ -127,7 +151,7 @@ def test_the_same_command_again_skips_what_is_finished(finished, capsys):
 def test_a_killed_run_goes_on_and_other_settings_are_refused(finished, tmp_path, capsys):
     out = tmp_path / "demo"
     shutil.copytree(finished, out)
-    with pytest.raises(InputError, match=r"holds a demo with another minutes: 0\.02 there, 3 here"):
+    with pytest.raises(InputError, match=r"holds a demo of other settings: minutes is 0\.02 there, 3 here"):
         demo(out, minutes=3, processes=1, quiet=True, world=WORLD)
     # As if killed during the probe: its results are missing, its features are there.
     for name in ("scores.csv", "probe.json"):
@@ -138,7 +162,8 @@ def test_a_killed_run_goes_on_and_other_settings_are_refused(finished, tmp_path,
     assert (out / "probe" / "scores.csv").read_bytes() == (finished / "probe" / "scores.csv").read_bytes()
 
 
-def test_own_videos_with_a_garbage_file_and_own_labels(finished, tmp_path, capsys):
+def test_own_videos_with_a_garbage_file_and_own_labels(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("headcam.demo.World", lambda: WORLD)  # what is rendered all the same: pairs to remember
     videos, labelled, out = tmp_path / "my <videos>", tmp_path / "labelled", tmp_path / "out"
     shutil.copytree(finished / "world" / "walks", videos)
     (videos / "broken & <gone>.mp4").write_bytes(b"no video at all" * 99)
@@ -177,8 +202,8 @@ def test_own_videos_with_a_garbage_file_and_own_labels(finished, tmp_path, capsy
     reason = next(row["reason"] for row in rows if row["status"] == "unreadable")
     assert "zz copy.mp4 index, copy same content as" in text
     assert f"broken & <gone>.mp4 index {reason}" in text and "<gone>" not in page
-    assert "<img" not in page and "your own recordings" in text and "rendered" not in text
-    assert not (out / "world").exists(), "nothing had to be rendered"
+    assert "<img" not in page and "your own recordings" in text and "test pictures are rendered" not in text
+    assert [path.name for path in (out / "world").iterdir()] == ["pairs"], "nothing else had to be rendered"
 
 
 def write_walk(path: Path, seed: int, seconds: int, black_s: tuple[int, int] | None = None) -> None:
@@ -202,7 +227,8 @@ def test_quarantined_seconds_are_neither_stored_nor_counted_and_are_listed(finis
     write_walk(videos / "covered.mp4", 1, 8, black_s=(3, 6))
     write_walk(videos / "bag.mp4", 2, 4, black_s=(0, 4))
     labels = finished / "world" / "close-ups"
-    result = demo(out, videos=videos, labelled=labels, minutes=1 / 200, processes=1, frames=False, quiet=True)
+    settings = {"minutes": 1 / 200, "processes": 1, "quiet": True, "world": WORLD}
+    result = demo(out, videos=videos, labelled=labels, frames=False, **settings)
 
     store = FrameStore(out / "frames" / "train")
     assert not (out / "frames" / "held_out").exists() and len(store.recordings) == 1
@@ -223,7 +249,7 @@ def test_still_pictures_alone_have_no_time_to_account_for(finished, tmp_path):
     labels = finished / "world" / "close-ups"
     for k, picture in enumerate(sorted((labels / "train").rglob("*.jpg"))[:12]):
         shutil.copy(picture, videos / f"{k}.jpg")
-    result = demo(out, videos=videos, labelled=labels, minutes=1 / 200, processes=1, quiet=True)
+    result = demo(out, videos=videos, labelled=labels, minutes=1 / 200, processes=1, quiet=True, world=WORLD)
     assert not result.skipped and "still pictures" in result.headline
     assert load_demo(out).num_recordings == {"claimed": 12, "quarantine": 0, "store": 0, "train": 11, "held_out": 1}
     assert "claimed by the files" not in text_of(out / "report.html")
