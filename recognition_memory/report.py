@@ -17,7 +17,7 @@ What cannot be read or shown is a line of the page, never a gap.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ class Model:
     Attributes:
         name, pretraining: as in the table.
         source: where its losses are from.
-        rule: that speaks for it, see `PREFERENCE`.
+        rules: that could speak for it, the best first, see `PREFERENCE`.
+        rule: that speaks for it.
         first, last: exposures at which that rule is first and last defined.
         conditions: that it was tested in.
     """
@@ -75,6 +76,7 @@ class Model:
     name: str
     pretraining: str
     source: Source
+    rules: tuple[str, ...]
     rule: str
     first: int
     last: int
@@ -145,6 +147,8 @@ class Findings:
     Attributes:
         out: folder of the page.
         sources, models: in the order in which they were given.
+        compared: the models under one rule, the best that all of them allow (bounds apart): accuracies under two rules
+            are not to be compared.
         scored: the scores of all tables.
         losses: all tables, one below the other.
         positions: a row for each run, exposure and pair: model (its label), exposures, place (0 to 1, first to last of
@@ -157,6 +161,7 @@ class Findings:
     out: Path
     sources: tuple[Source, ...]
     models: tuple[Model, ...]
+    compared: tuple[Model, ...]
     scored: Scored
     losses: pd.DataFrame
     positions: pd.DataFrame
@@ -224,6 +229,7 @@ def report(
         out=out,
         sources=sources,
         models=models,
+        compared=_compared(models, scored.accuracy),
         scored=scored,
         losses=pd.concat(frames_by_source, ignore_index=True),
         positions=_positions(models, left_out),
@@ -285,13 +291,31 @@ def _models(source: Source, losses: pd.DataFrame, accuracy: pd.DataFrame) -> lis
         plain = next((group for group in groups(rows_of) if not group.test), None)
         known = plain is None or not spread_left(plain) > MOST_SPREAD_LEFT
         order = PREFERENCE if known else (*PREFERENCE[1:-1], "calibrated", "raw")
-        rule = next((rule for rule in order if (studied["rule"] == rule).any()), None)
-        if rule is None:  # nothing but variants, or nothing after study
+        rules = tuple(rule for rule in order if (studied["rule"] == rule).any())
+        if not rules:  # nothing but variants, or nothing after study
             continue
-        exposures = studied.loc[studied["rule"] == rule, "exposures"]
         conditions = tuple(c for c in dict.fromkeys(rows["condition"]) if c != POOLED)
-        models.append(Model(name, pretraining, source, rule, int(exposures.min()), int(exposures.max()), conditions))
+        model = Model(name, pretraining, source, rules, rules[0], 0, 0, conditions)
+        models.append(_by_rule(model, rules[0], accuracy))
     return models
+
+
+def _by_rule(model: Model, rule: str, accuracy: pd.DataFrame) -> Model:
+    """The model with another rule to speak for it."""
+    rows = model.rows(accuracy, rule=rule)
+    exposures = rows.loc[rows["exposures"] > 0, "exposures"]
+    return replace(model, rule=rule, first=int(exposures.min()), last=int(exposures.max()))
+
+
+def _compared(models: Sequence[Model], accuracy: pd.DataFrame) -> tuple[Model, ...]:
+    """The models by the best rule that all but the bounds allow; as they are where there is none but the raw one."""
+    real = [model for model in models if not model.bound("")]
+    common = [rule for rule in PREFERENCE if real and all(rule in model.rules for model in real)]
+    if any(model.rule != "calibrated" for model in real):  # not defined for all, or it says little of some
+        common = [rule for rule in common if rule != "calibrated"]
+    if not common or common[0] == "raw":
+        return tuple(models)
+    return tuple(_by_rule(m, common[0], accuracy) if common[0] in m.rules else m for m in models)
 
 
 def _positions(models: Sequence[Model], left_out: list[str]) -> pd.DataFrame:

@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
 def pretraining_and_size(page: Page, f: "Findings") -> None:
     """Models beside each other at their first exposure, and over all; nothing where there is only one."""
-    if len(f.models) < 2:
+    if len(f.compared) < 2:
         return
     page.section(
         "Pretraining, size and amount of data",
         "The same test of several models. Accuracy has a ceiling at 100 %; d' (the distance between the scores of "
-        "studied pictures and foils in standard deviations) goes on where accuracy stops.",
+        "studied pictures and foils in standard deviations) goes on where accuracy stops. One rule, the best that all "
+        "models allow, sets them beside each other.",
     )
     _models_at_once(page, f)
     _models_over_exposures(page, f)
@@ -47,20 +48,20 @@ def pretraining_and_size(page: Page, f: "Findings") -> None:
 
 def _people(f: "Findings") -> HumanFigure | None:
     """The human figure for all conditions, where all models were tested in those."""
-    figures = [published(POOLED, model.conditions) for model in f.models]
+    figures = [published(POOLED, model.conditions) for model in f.compared]
     return figures[0] if all(figures) else None
 
 
 def _models_at_once(page: Page, f: "Findings") -> None:
-    rules = [r for r in RULES if r == "raw" or any(m.rule == r for m in f.models)]
-    with chart(height=1.3 + 0.42 * len(f.models)) as figure:
+    rules = [r for r in RULES if r == "raw" or any(m.rule == r for m in f.compared)]
+    with chart(height=1.3 + 0.42 * len(f.compared)) as figure:
         axes = figure.subplots()
         shown = []
         for k, rule in enumerate(rules):
             _, colour, marker = RULES[rule]
             found = [
                 (row, y - 0.16 + 0.32 * k / max(1, len(rules) - 1))
-                for y, m in enumerate(f.models)
+                for y, m in enumerate(f.compared)
                 if rule in (m.rule, "raw") and (row := m.accuracy(f.scored.accuracy, rule, m.first)) is not None
             ]
             if found:
@@ -70,16 +71,16 @@ def _models_at_once(page: Page, f: "Findings") -> None:
         if figure_of_people := _people(f):
             axes.axvline(100 * figure_of_people.accuracy, color=INK, linestyle="--", linewidth=1.2, label="people")
         axes.axvline(50, color=MUTED, linestyle=":", linewidth=1.2, label="chance")
-        axes.set_yticks(range(len(f.models)), [_folded(m.label) for m in f.models], fontsize=9)
-        axes.set(xlabel="% right, all conditions", ylim=(len(f.models) - 0.5, -0.5))
+        axes.set_yticks(range(len(f.compared)), [_folded(m.label) for m in f.compared], fontsize=9)
+        axes.set(xlabel="% right, all conditions", ylim=(len(f.compared) - 0.5, -0.5))
         axes.set_xlim(min(45.0, *(100 * row["low"] - 1 for row in shown)), 101)
         axes.grid(axis="y", visible=False)
         figure.legend(loc="outside lower center", ncols=4, fontsize=SMALL)
-        firsts = ", ".join(dict.fromkeys(f"exposure {m.first} for {rule_name(m.rule)}" for m in f.models))
+        firsts = ", ".join(dict.fromkeys(f"exposure {m.first} for {rule_name(m.rule)}" for m in f.compared))
         page.figure(
             figure,
-            f"At the first exposure of the rule that speaks for each model ({firsts}), with 95 % intervals.",
-            alt="; ".join(f"{m.label} {100 * _first(f, m)['accuracy']:.1f} %" for m in f.models),
+            f"At the first exposure that the rule is defined for ({firsts}), with 95 % intervals.",
+            alt="; ".join(f"{m.label} {100 * _first(f, m)['accuracy']:.1f} %" for m in f.compared),
         )
 
 
@@ -92,14 +93,14 @@ def _folded(label: str) -> str:
 
 
 def _models_over_exposures(page: Page, f: "Findings") -> None:
-    with chart(height=5.2 + 0.17 * len(f.models)) as figure:
+    with chart(height=5.2 + 0.17 * len(f.compared)) as figure:
         upper, lower = figure.subplots(2, sharex=True)
-        for k, model in enumerate(f.models):
+        for k, model in enumerate(f.compared):
             style = {"colour": MODEL_COLOURS[k % 6], "marker": MODEL_MARKERS[k % 6], "label": model.label}
             for axes, rule in ((upper, model.rule), (lower, "raw")):
                 curve(axes, model.rows(f.scored.accuracy, rule=rule, condition=POOLED), **style)
         everything = f.scored.accuracy[f.scored.accuracy["condition"] == POOLED]
-        used = list(dict.fromkeys(rule_name(m.rule) for m in f.models))
+        used = list(dict.fromkeys(rule_name(m.rule) for m in f.compared))
         for axes, rule in ((upper, " or ".join(used)), (lower, "raw")):
             human_line(axes, _people(f), label=axes is upper)
             chance_line(axes, label=axes is upper)
@@ -110,15 +111,14 @@ def _models_over_exposures(page: Page, f: "Findings") -> None:
         figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=SMALL)
         page.figure(
             figure,
-            "All conditions together, over exposures: above by the rule that speaks for each model, below by the raw "
-            "rule. Bands are 95 % intervals.",
+            "All conditions, over exposures: above by that rule, below by the raw one. Bands are 95 % intervals.",
             alt="curves of all models by both rules",
         )
 
 
 def _detectability(page: Page, f: "Findings") -> None:
     rows = []
-    for model in f.models:
+    for model in f.compared:
         of = model.rows(f.scored.signals, rule=model.rule, exposures=model.first, condition=POOLED)
         if of.empty:
             continue
@@ -171,7 +171,7 @@ def _number(value: float, digits: int) -> Estimate | str:
 
 def _against(page: Page, f: "Findings", key: str, label: str) -> None:
     """Accuracy and d' against a number that the runs state of themselves, where at least two differ in it."""
-    known = [(m.source.experiment[key], m) for m in f.models if m.source.experiment.get(key)]
+    known = [(m.source.experiment[key], m) for m in f.compared if m.source.experiment.get(key)]
     if len({value for value, _ in known}) < 2:
         return
     with chart(height=4.6) as figure:

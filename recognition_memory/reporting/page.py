@@ -78,9 +78,13 @@ def headline(f: "Findings") -> str:
     if figure := published(POOLED, model.conditions):
         text += f" People had {100 * figure.accuracy:.1f} % in the published experiment, by another kind of judgement."
     # A bound is no model to compare with: it stands in the tables, with its label.
-    others = [(m, m.accuracy(f.scored.accuracy, m.rule, m.first)) for m in f.models[1:] if not m.bound("")]
+    first = f.compared[0]
+    others = [(m, m.accuracy(f.scored.accuracy, m.rule, m.first)) for m in f.compared[1:] if not m.bound("")]
     if others:
         others.sort(key=lambda pair: pair[1]["accuracy"])
+        if first.rule != model.rule:
+            own = first.accuracy(f.scored.accuracy, first.rule, first.first)
+            text += f" By the {rule_name(first.rule)} rule, which suits all models here, it has {words(own)}."
         text += f" Of the other models, {others[-1][0].label} has {words(others[-1][1])}"
         text += f" and {others[0][0].label} {words(others[0][1])}." if len(others) > 1 else "."
     return text

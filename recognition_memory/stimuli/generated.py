@@ -44,7 +44,7 @@ def generate_stimuli(
     folder: str | os.PathLike,
     *,
     num_pairs: int = 20,
-    num_fillers: int = 80,
+    num_fillers: int = 140,
     size: tuple[int, int] = (64, 64),
     seed: int = 0,
     conditions: Sequence[str] = CONDITIONS,

@@ -389,3 +389,24 @@ def test_what_is_no_run_is_refused_by_name(tmp_path):
     (tmp_path / "empty/experiment.json").write_text(json.dumps({"contract": EXPERIMENT}))
     with pytest.raises(InputError, match="empty is not finished"):
         report([tmp_path / "empty"], tmp_path / "out")
+
+
+def test_models_are_compared_by_one_rule_that_says_something_of_all(tmp_path):
+    """Before study the second model costs every picture the same: its drop still is the picture's complexity."""
+    blind = losses("blind")
+    start = blind["exposures"] == 0
+    noise = np.random.default_rng(0).normal(0, 1e-3, (int(start.sum()), 2))
+    blind.loc[start, ["loss_seen", "loss_unseen"]] = 3.0 + noise
+    tables = [tmp_path / "known.csv", tmp_path / "blind.csv"]
+    for table, frame in zip(tables, (losses("known"), blind)):
+        write_losses(table, frame.assign(test=""))
+    text = page_text(report(tables, tmp_path / "out", quiet=True))
+    pooled = pd.read_csv(tmp_path / "out" / "accuracy.csv", keep_default_na=False).query(
+        "condition == 'pooled' and exposures == 1"
+    )
+    found = {(row.model, row.rule): f"{100 * row.accuracy:.1f} %" for row in pooled.itertuples()}
+    assert f"After one exposure, known (not pretrained) tells {found['known', 'calibrated']}" in text
+    unstudied = "unstudied_reference"
+    assert f"By the unstudied reference rule, which suits all models here, it has {found['known', unstudied]}" in text
+    assert f"Of the other models, blind (not pretrained) has {found['blind', unstudied]}" in text
+    assert "the losses before study hardly know which pictures are complex" in text
