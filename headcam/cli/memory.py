@@ -134,7 +134,7 @@ def _score(arguments: Sequence[str]) -> int:
         quiet=options.quiet,
     )
     say(
-        *(f"left out: {sentence}" for sentence in result.left_out),
+        *result.left_out,
         *(f"note: {note}" for note in result.notes),
         *_headline(result.folder),
         f"scores: {result.folder / 'accuracy.csv'}",

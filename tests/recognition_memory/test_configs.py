@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from headcam.recognition_memory.experiment import build_learner, read_experiment
+from headcam.recognition_memory.report import report
 from headcam.recognition_memory.run import run
 from headcam.recognition_memory.stimuli.generated import generate_stimuli
 
@@ -61,6 +62,7 @@ def test_an_experiment_runs_at_a_small_size(path, manifest, tmp_path, write_sour
     plain = table[table["test"] == ""] if "test" in table else table
     assert len(plain) == 2 * 2 * 9 and set(plain["exposures"]) == {0, 1}
     assert plain[["loss_seen", "loss_unseen"]].notna().all(axis=None)
+    assert report([result.folder], tmp_path / "report", frames=False, quiet=True).stat().st_size > 20_000
 
 
 def write_pictures(folder: Path) -> Path:

@@ -409,4 +409,15 @@ def test_models_are_compared_by_one_rule_that_says_something_of_all(tmp_path):
     unstudied = "unstudied_reference"
     assert f"By the unstudied reference rule, which suits all models here, it has {found['known', unstudied]}" in text
     assert f"Of the other models, blind (not pretrained) has {found['blind', unstudied]}" in text
-    assert "the losses before study hardly know which pictures are complex" in text
+    assert "losses before study hardly know which pictures are complex" in text
+
+
+def test_a_store_whose_plain_scores_are_constant_before_study_has_a_page(tmp_path):
+    """Only its degraded tests have a memory signal beside a spread of complexity."""
+    plain = losses("store").query("exposures < 2")
+    plain[["loss_seen", "loss_unseen"]] = 1.0
+    plain.loc[plain["exposures"] == 1, "loss_seen"] = 0.0
+    degraded = losses("store").query("exposures < 2").assign(test="noise 25")
+    write_losses(tmp_path / "store.csv", pd.concat([plain.assign(test=""), degraded], ignore_index=True))
+    page = report([tmp_path / "store.csv"], tmp_path / "out", quiet=True)
+    assert "Why the rules differ" not in sections(page) and "Degraded pictures and closer foils" in sections(page)
