@@ -16,7 +16,7 @@ and `undecoded`, a list of `Undecoded`, stands where pictures had to be replaced
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -308,9 +308,25 @@ class UnitEpisodes:
 def _viewed(
     source: FrameSource, unit: int, time_s: float, laws: Sequence[ViewLaw], views: Sequence[Sequence[View]]
 ) -> dict[str, Any]:
-    """The item of these views: pixels and noise of every law."""
+    """The item of these views of a unit."""
     cuts = [Cut(view.crop, law.size, view.flip) for law, group in zip(laws, views) for view in group]
-    pictures = iter(source.views(unit, time_s, cuts))
+    return item_of_views(source.views(unit, time_s, cuts), laws, views)
+
+
+def item_of_views(
+    cuts: Iterable[np.ndarray], laws: Sequence[ViewLaw], views: Sequence[Sequence[View]]
+) -> dict[str, Tensor]:
+    """What an objective asks for of one sample: pixels and noise of every law.
+
+    Args:
+        cuts: uint8 (H, W, 3), or (T, H, W, 3) of clips: all views of all laws in turn, as they were cut.
+        laws: of the objective.
+        views: those of each law, as drawn.
+    Returns:
+        `law.name`: uint8 (3, H, W) or (3, T, H, W), with a first dimension V where the law has a count; `law.noise_key`
+        float32 beside it.
+    """
+    pictures = iter(cuts)
     item = {}
     for law, group in zip(laws, views):
         shown = [

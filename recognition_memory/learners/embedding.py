@@ -37,7 +37,7 @@ from headcam.ssl.dino_network import DINONetwork
 from headcam.ssl.mae import MAE
 from headcam.ssl.restore import load_objective
 from headcam.ssl.weights import state_hash
-from headcam.video.colour import apply_colour
+from headcam.video.datasets import item_of_views
 from headcam.video.sampling.plan import draw_views
 from headcam.video.sampling.views import ViewLaw
 from headcam.video.transforms import crop_array
@@ -216,13 +216,6 @@ def _views_of(pixels: Tensor, laws: Sequence[ViewLaw], seed: int) -> dict[str, T
 
 def _item(picture: np.ndarray, laws: Sequence[ViewLaw], seed: int, counter: int) -> dict[str, Tensor]:
     height, width = picture.shape[:2]
-    item = {}
-    for law, views in zip(laws, draw_views(laws, width, height, seed, counter)):
-        cuts = [crop_array(picture, view.crop, law.size, view.flip) for view in views]
-        shown = [cut if view.colour is None else apply_colour(cut, view.colour) for cut, view in zip(cuts, views)]
-        images = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).contiguous()
-        noise = torch.from_numpy(np.stack([view.noise for view in views]))
-        item[law.name] = images[0] if law.count is None else images
-        if law.noise:
-            item[law.noise_key] = noise[0] if law.count is None else noise
-    return item
+    views = draw_views(laws, width, height, seed, counter)
+    cuts = (crop_array(picture, view.crop, law.size, view.flip) for law, group in zip(laws, views) for view in group)
+    return item_of_views(cuts, laws, views)
