@@ -65,7 +65,9 @@ def _variants(page: Page, f: "Findings", tests: list[str]) -> None:
     page.section(
         "Degraded pictures and closer foils",
         "The same models after the same study, tested with pictures that were changed, or against foils that were made "
-        "from the studied picture itself.",
+        "from the studied picture itself. A row “not studied” asks the same of pictures that were never studied, the "
+        "original against its change: where study favours one of the two by itself, that shows there, and only what "
+        "lies above it is memory.",
     )
     for model in f.models:
         own = [t for t in tests if model.accuracy_of_test(f.scored.accuracy, t) is not None]

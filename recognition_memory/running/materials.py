@@ -194,6 +194,10 @@ def _tests(pairs: Sequence[Pair], pixels: Tensor, row: dict[str, int], experimen
     for text in experiment.test.variants:
         variant = parse_variant(text)
         tests.append(_test(variant.name, asked, *variant.pictures(seen, unseen, keys), files))
+        if variant.control is not None:  # a changed picture may gain from study by itself
+            half = len(pairs)
+            others, swapped = keys[half:] + keys[:half], files[half:] + files[:half]
+            tests.append(_test(variant.control, asked, *variant.pictures(unseen, seen, others), swapped))
     return tests
 
 

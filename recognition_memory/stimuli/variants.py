@@ -18,7 +18,9 @@ A picture is degraded in the same way wherever it is tested, studied or foil, in
 is random follows from its own content. A foil that is made from a studied picture exists in the study set of that
 picture alone, so rules that look for the foil's score in the other set (`unstudied_reference`, `role_swapped`) say
 nothing about it; and where the change leaves a picture as it is (a symmetrical one mirrored, a grey one with another
-hue) the two are equal, a tie.
+hue) the two are equal, a tie. Study of other pictures may favour the original or its change by itself, a picture with
+a white margin after many such pictures, say. So a run asks the same of the unstudied picture of every pair and its
+change (`foil mirror, not studied`): what lies above that is memory.
 
 Shapes: N pictures, uint8 (N, 3, H, W) RGB on the CPU.
 """
@@ -59,6 +61,11 @@ class Variant:
     def name(self) -> str:
         """As in the column `test` of the memory table."""
         return self.kind if self.amount is None else f"{self.kind} {self.amount:g}"
+
+    @property
+    def control(self) -> str | None:
+        """Name of the same question about pictures that were not studied, where foils are made; else None."""
+        return f"{self.name}, not studied" if self.kind in _FOILS else None
 
     def pictures(self, seen: Tensor, unseen: Tensor, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
         """What is tested instead of studied pictures (N, 3, H, W) and their foils (N, 3, H, W).

@@ -304,11 +304,15 @@ def test_variants_are_rows_with_a_test(stimuli, tmp_path):
     experiment = an_experiment(PIXELS, seeds=[0], test=TestSettings(variants=["noise:25", "foil:mirror"]))
     result = run(experiment, tmp_path, stimuli)
     table = read_losses(result.table)
-    assert set(table.test) == {"", "noise 25", "foil mirror"}
+    assert set(table.test) == {"", "noise 25", "foil mirror", "foil mirror, not studied"}
     assert table.test.value_counts().nunique() == 1
     after = table[table.exposures == 1].set_index("test")
     assert (after.loc[""].loss_seen == 0).all() and (after.loc["noise 25"].loss_seen > 0).all()
     assert (after.loc["foil mirror"].loss_seen == 0).all() and (after.loc["foil mirror"].loss_unseen > 0).all()
+    # The control asks the same of the pictures that were not studied: the foils of the plain test, mirrored.
+    control, plain = after.loc["foil mirror, not studied"], after.loc[""]
+    np.testing.assert_array_equal(control.loss_seen, plain.loss_unseen)
+    assert (control.loss_unseen != control.loss_seen).all()
     facts = about(tmp_path)
     assert facts["bound"] == "upper bound" == facts["bounds"][""] and facts["bounds"]["noise 25"] == ""
     assert any("plain test" in note and "upper bound" in note for note in result.notes)
