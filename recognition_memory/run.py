@@ -48,11 +48,13 @@ class RunResult:
     folder: of the experiment.
     table: the memory table.
     notes: what was left out, and what limits the conclusions; they stand in experiment.json, too.
+    pairs_left_out: of the pairs that were asked for, over all sets.
     """
 
     folder: Path
     table: Path
     notes: tuple[str, ...]
+    pairs_left_out: int
 
 
 def run(
@@ -85,7 +87,7 @@ def run(
     learner = build_learner(experiment.learner)
     about = claim(out, experiment, manifest, learner)
     if about["complete"]:
-        return RunResult(out, out / LOSSES, tuple(about["notes"]))
+        return RunResult(out, out / LOSSES, tuple(about["notes"]), about["pairs_left_out"])
     materials = gather(manifest, experiment, tuple(learner.img_size))
     if experiment.retention is not None:  # opened once now: what is wrong with it should not show after hours of study
         open_other_pictures(experiment.retention.data, manifest, materials.size, num=1, seed=experiment.seeds[0])
@@ -110,6 +112,13 @@ def run(
 
         sweep(asked, out / "sweep", manifest=manifest, device=device, quiet=quiet)
     notes = list(dict.fromkeys(notes))
+    tested = {name: {c: len(pairs) for c, pairs in some.items()} for name, some in materials.pairs.items()}
+    conditions = experiment.test.conditions or manifest.conditions
+    left_out = sum(
+        len(manifest.pairs(name, condition)) - some.get(condition, 0)
+        for name, some in tested.items()
+        for condition in conditions
+    )
     lists = {study_set: len(materials.study_list(study_set, experiment.seeds[0])) for study_set in materials.study_sets}
     write_json(
         out / ABOUT,
@@ -125,16 +134,14 @@ def run(
             "updates_per_exposure": {name: -(-n // experiment.study.batch_size) for name, n in lists.items()},
             "lr": experiment.study.lr,
             "lr_chosen": chosen,
-            "pairs": {
-                name: {condition: len(pairs) for condition, pairs in some.items()}
-                for name, some in materials.pairs.items()
-            },
+            "pairs": tested,
+            "pairs_left_out": left_out,
             "device": device,
             "complete": True,
             "notes": notes,
         },
     )
-    return RunResult(out, out / LOSSES, tuple(notes))
+    return RunResult(out, out / LOSSES, tuple(notes), left_out)
 
 
 def _write_tables(out: Path, runs: Sequence[OneRun], found: Sequence[Rows]) -> None:

@@ -101,7 +101,7 @@ def _run(arguments: Sequence[str]) -> int:
     result = run(experiment_of(parser, options), options.out, device=options.device, quiet=options.quiet)
     page = report([result.folder], result.folder, frames=not options.no_frames, quiet=options.quiet)
     say(*(f"note: {note}" for note in result.notes), *_headline(page.parent), f"table: {result.table}", f"page: {page}")
-    return 0
+    return 1 if result.pairs_left_out else 0
 
 
 def _score(arguments: Sequence[str]) -> int:

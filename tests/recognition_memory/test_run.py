@@ -266,6 +266,7 @@ def test_pairs_whose_foil_is_studied_are_left_out_and_said(tmp_path):
     assert (
         "1 pairs of condition novel are not tested, in no study set: their foil is studied in set 2 (pairs 2)" in notes
     )
+    assert result.pairs_left_out == facts["pairs_left_out"] == 2, "in both sets, where one has the leak"
     assert "2 pictures lie in the study list of set 2 more than once; they are studied once" in notes
     assert "not role-swapped" not in notes
     assert "one seed" in notes
@@ -274,6 +275,7 @@ def test_pairs_whose_foil_is_studied_are_left_out_and_said(tmp_path):
     kept = run(an_experiment(seeds=[0], test=TestSettings(flagged="keep")), tmp_path / "kept", manifest)
     assert len(read_losses(kept.table).query("condition == 'novel' and study_set == '2' and exposures == 0")) == 4
     assert about(tmp_path / "kept")["study_pictures"] == {"1": 13, "2": 16}
+    assert kept.pairs_left_out == 0
     assert "are tested in set 2 although their foil is studied (pairs 2)" in "\n".join(kept.notes)
 
 
