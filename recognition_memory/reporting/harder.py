@@ -76,7 +76,7 @@ def _variants(page: Page, f: "Findings", tests: list[str]) -> None:
         names = ["", *own]
         found = {t: model.accuracy_of_test(f.scored.accuracy, t) for t in names}
         raw = {t: model.accuracy_of_test(f.scored.accuracy, t, "raw") for t in names}
-        lowest = min(100 * row["low"] for row in found.values())
+        lowest = min(100 * row["low"] for row in (*found.values(), *raw.values()) if row is not None)
         with chart(height=1.2 + 0.3 * len(names)) as figure:
             axes = figure.subplots()
             for k, (rows, rule) in enumerate(((found, model.rule), (raw, "raw"))):
