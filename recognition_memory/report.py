@@ -31,15 +31,15 @@ from headcam.randomness import stream
 from headcam.recognition_memory.human import ItemCorrelation, item_correlation
 from headcam.recognition_memory.people.data import read_people
 from headcam.recognition_memory.reporting.page import write_page
+from headcam.recognition_memory.running.claim import ABOUT, CONTRACT
 from headcam.recognition_memory.scoring.rules import RuleNotDefined, margins
 from headcam.recognition_memory.scoring.scores import MOST_SPREAD_LEFT, Scored, score
 from headcam.recognition_memory.scoring.signals import spread_left
 from headcam.recognition_memory.scoring.table import POOLED, groups, read_losses, write_losses
 
-EXPERIMENT = "memory_experiment/1"
 # Which rule speaks for a model: the first of these that its table allows. One memory and nothing but the model's own
 # past first; a reference that needs other runs, or holds a trace itself, later; the raw rule last. Where the losses
-# before study know nothing of the pictures (random weights), `calibrated` comes after all others.
+# before study know nothing of the pictures (random weights), `calibrated` comes last but for the raw rule.
 PREFERENCE = ("calibrated", "unstudied_reference", "drop_since_first", "role_swapped", "raw")
 
 
@@ -245,13 +245,13 @@ def report(
 def _open(path: Path) -> Source:
     if path.is_file():
         return Source(path, path)
-    if not (path / "experiment.json").is_file():
-        found = "has no experiment.json" if path.is_dir() else "does not exist"
+    if not (path / ABOUT).is_file():
+        found = f"has no {ABOUT}" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {found}", "name a folder of headcam memory run, or a table of losses (CSV)")
-    experiment = json.loads((path / "experiment.json").read_text("utf-8"))
-    if experiment.get("contract") != EXPERIMENT:
+    experiment = json.loads((path / ABOUT).read_text("utf-8"))
+    if experiment.get("contract") != CONTRACT:
         raise InputError(
-            f"{path / 'experiment.json'} is of contract {experiment.get('contract')}, not {EXPERIMENT}",
+            f"{path / ABOUT} is of contract {experiment.get('contract')}, not {CONTRACT}",
             "make the run again with this version of headcam",
         )
     if not experiment.get("complete"):

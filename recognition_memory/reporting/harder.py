@@ -118,8 +118,6 @@ def _retention(page: Page, f: "Findings", later: dict[str, int]) -> None:
         lines = []
         for k, model in enumerate(f.models):
             of = model.rows(table, rule=model.rule, condition=POOLED, exposures=model.last)
-            if "test" not in table:
-                continue
             own = table[(table["model"] == model.name) & (table["pretraining"] == model.pretraining)]
             own = own[(own["rule"] == model.rule) & (own["condition"] == POOLED) & own["test"].isin(later)]
             if own.empty:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from headcam.errors import InputError
 from headcam.recognition_memory.people.page import DATA_CONTRACT
-from headcam.recognition_memory.report import EXPERIMENT, Source, _models, _positions, report
+from headcam.recognition_memory.report import Source, _models, _positions, report
 from headcam.recognition_memory.reporting.charts import marked_points, percent, published
+from headcam.recognition_memory.running.claim import CONTRACT
 from headcam.recognition_memory.scoring.table import read_losses, write_losses
 from headcam.recognition_memory.stimuli.manifest import MemoryManifest
 from headcam.recognition_memory.stimuli.prepare import prepare
@@ -77,7 +78,7 @@ def run_folder(folder: Path, table: pd.DataFrame, manifest: Path | None = None, 
     if manifest is not None:
         named |= {"path": str(manifest), "hash": MemoryManifest.read(manifest).hash}
     experiment = {
-        "contract": EXPERIMENT,
+        "contract": CONTRACT,
         "model": table["model"].iloc[0],
         "pretraining": table["pretraining"].iloc[0],
         "unit": "nats per token",
@@ -386,7 +387,7 @@ def test_what_is_no_run_is_refused_by_name(tmp_path):
     (tmp_path / "empty/experiment.json").write_text('{"contract": "memory_experiment/0"}')
     with pytest.raises(InputError, match="contract memory_experiment/0, not memory_experiment/1"):
         report([tmp_path / "empty"], tmp_path / "out")
-    (tmp_path / "empty/experiment.json").write_text(json.dumps({"contract": EXPERIMENT}))
+    (tmp_path / "empty/experiment.json").write_text(json.dumps({"contract": CONTRACT}))
     with pytest.raises(InputError, match="empty is not finished"):
         report([tmp_path / "empty"], tmp_path / "out")
 
