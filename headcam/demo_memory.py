@@ -63,7 +63,7 @@ def remember(
     make_token_store(store, palette, folder / "tokens", flip=0.5, num_workers=0, quiet=quiet)
     if not _is_trained(folder / "gpt", steps):
         _fit(folder, steps, quiet)
-    starts = {UNTRAINED: f"palette={palette}", TRAINED: f"source={folder / 'gpt'}"}
+    starts = {TRAINED: f"source={folder / 'gpt'}", UNTRAINED: f"palette={palette}"}  # the page is about the first
     runs = []
     for name, start in starts.items():
         overrides = [f"--pretraining={name}", f"--learner.init_args.{start}", f"--study.exposures={_EXPOSURES}"]

@@ -107,7 +107,7 @@ def _facts(f: "Findings") -> list[tuple[str, str]]:
     for rule in dict.fromkeys((model.rule, "raw")):
         row = model.accuracy(f.scored.accuracy, rule, model.first, condition)
         if row is not None:
-            facts.append((f"{100 * row['accuracy']:.1f} %", f"{rule_name(rule)}, exposure {model.first}"))
+            facts.append((f"{percent(row).parts()[0]} %", f"{rule_name(rule)}, exposure {model.first}"))
     if figure := published(condition, model.conditions):
         facts.append((f"{100 * figure.accuracy:.1f} %", f"people, one look ({figure.study} {figure.year})"))
     raw = model.rows(f.scored.human_level, rule="raw", condition=condition)
