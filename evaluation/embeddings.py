@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from headcam.devices import usable_device
 from headcam.errors import DecodeError, InputError
-from headcam.evaluation.features import EncoderExtractor, load_frozen, load_picture
+from headcam.evaluation.features.encoders import EncoderExtractor, load_frozen
+from headcam.evaluation.features.pictures import load_picture
 from headcam.evaluation.protocols import EncoderFeatures
 from headcam.files import atomic_file, sha256_json, write_json
 from headcam.progress import Progress

@@ -1,51 +1,43 @@
-"""Score a checkpoint on a labelled folder, and beside it what the number has to be compared with.
+"""Score a checkpoint on labelled pictures, and beside it what the number has to be compared with.
 
-    encoder, pretrained          ┐
-    encoder, random weights      ├─ frozen features ─┬─ kNN ──────────┐
-    raw pixels, 16 x 16 x 3      ┘                   └─ linear probe ─┴─ top-1, top-5 with intervals ─▶ scores.csv
-    chance                                                                                            ─▶ probe.json
+    encoder, trained             ┐                ┌ knn ─────────┐
+    encoder, random weights      ├─ each protocol ┤ linear ...   ├─ a guess for every test picture ─▶ scores.csv
+    raw pixels, 16 x 16 x 3      ┘                └ fewshot-... ─┘                                 ─▶ per_class.csv
+    chance                                                                                         ─▶ items.parquet
+                                                                                                   ─▶ probe.json
 
-All three see the same pictures, the same splits and the same search over learning rates. `scores.csv` holds one row a
-number; `probe.json` holds everything else that a reader needs to trust it: settings, chosen learning rates, what was
-skipped and why, and the paired differences between the encoder and its baselines on the same test pictures. Features
-are kept under OUT/features, so a probe that was interrupted, or run again, computes only what is missing.
+All subjects see the same pictures, the same splits and the same search over settings. `scores.csv` holds one row a
+number; `probe.json` holds everything else that a reader needs to trust it: settings, what was chosen on what, what was
+skipped and why, and the paired differences between the encoder and its baselines on the same test pictures. What is
+finished lies under OUT (features, outcomes, heads), so a probe that was interrupted, or is asked for more protocols,
+computes only what is missing; earlier protocols of the same OUT stay in its tables.
 """
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from headcam.devices import usable_device
 from headcam.errors import InputError
 from headcam.evaluation import protocols
-from headcam.evaluation.features import (
-    EncoderExtractor,
-    Extractor,
-    FeatureTable,
-    PixelExtractor,
-    extract,
-    load_frozen,
-    random_twin,
-)
-from headcam.evaluation.knn import knn_votes
-from headcam.evaluation.labelled import LabelledSet, Picture, labels_of, read_labelled, selection_mask
-from headcam.evaluation.linear_probe import LinearResult, in_top, linear_probe
-from headcam.evaluation.scores import Score, write_scores
-from headcam.files import sha256_json, write_json
-from headcam.randomness import stream
-from headcam.runs import environment
-from headcam.statistics import bootstrap_mean, bootstrap_paired_difference
+from headcam.evaluation.features.extraction import ConstantFeatures, extract
+from headcam.evaluation.labelled.known import KNOWN
+from headcam.evaluation.labelled.known import notes as known_notes
+from headcam.evaluation.labelled.known import read as read_known
+from headcam.evaluation.labelled.sets import LabelledSet, read_labelled
+from headcam.evaluation.measuring import Material, measure
+from headcam.evaluation.robustness.of_heads import has_head, kept_rows, measure_heads
+from headcam.evaluation.scoring.guesses import read_multilabels
+from headcam.evaluation.scoring.items import write_items
+from headcam.evaluation.scoring.scores import Score, write_scores
+from headcam.evaluation.subjects import Subject, subjects_of
+from headcam.evaluation.tables import VERSION, Found, all_scores, report_of, write_per_class
+from headcam.files import write_json
 
-VERSION = 1  # of the contract "probe", OUT/probe.json
-PIXELS = "raw pixels"
-CHANCE = "chance"
 POOLS = ("avg", "cls")
-_TOP5_ABOVE = 5  # classes; with five or fewer every guess is among the five best
 
 
 @dataclass(frozen=True)
@@ -53,8 +45,8 @@ class ProbeResult:
     """What `probe` found, and where it lies.
 
     Attributes:
-        model: name of the pretrained encoder; its random twin is called `<model> (random weights)`.
-        scores: all rows of scores.csv, the pretrained encoder's first.
+        model: name of the trained encoder; its random twin is called `<model> (random weights)`.
+        scores: all rows of scores.csv, the trained encoder's first.
         report: what probe.json holds.
         skipped: name and reason of each labelled picture that could not be read.
         scores_file, report_file: the files.
@@ -68,310 +60,201 @@ class ProbeResult:
     report_file: Path
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """One thing to be probed; `centre`: take the training mean off its features."""
-
-    name: str
-    weights_hash: str
-    extractor: Extractor
-    features: protocols.EncoderFeatures | protocols.PixelFeatures
-    centre: bool
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a subject got: `hits[metric]` (n,) bool of the test pictures, and the protocol of each metric."""
-
-    subject: _Subject
-    hits: dict[str, np.ndarray]
-    protocols: dict[str, protocols.Protocol]
-    linear: LinearResult
-
-
 def probe(
     source: str | os.PathLike,
     labelled: str | os.PathLike,
     out: str | os.PathLike,
     *,
+    protocol: Sequence[str | Path] = protocols.DEFAULT,
+    known: str | None = None,
+    train_groups: Sequence[str] = (),
+    test_groups: Sequence[str] = (),
     seed: int = 0,
-    pool: str = "avg",
+    pool: str | None = None,
     layer: str | None = None,
+    draws: int | None = None,
+    robustness: Sequence[str] = (),
+    corruptions: bool = False,
+    multilabels: str | os.PathLike | None = None,
+    test_selection: bool = False,
+    share_unreadable: float = 0.01,
+    processes: int = 1,
     device: str = "cpu",
     quiet: bool = False,
 ) -> ProbeResult:
-    """Probe the encoder of `source` on the pictures of `labelled`; write OUT/scores.csv and OUT/probe.json.
+    """Measure the encoder of `source` on the pictures of `labelled`; write the tables of the module into OUT.
 
     Args:
         source: run folder, weights.safetensors with its card, or Lightning checkpoint.
-        labelled: folder of labelled pictures (see `headcam.evaluation.labelled`).
+        labelled: labelled pictures or videos (see `headcam.evaluation.labelled.sets`).
         out: folder for results and cached features, made where missing.
-        seed: of the random weights, the order of pictures in the linear probe, and the resampling of intervals.
-        pool: "avg" (mean of patch tokens) or "cls" (class token).
+        protocol: names of shipped protocols, or YAML files (see `headcam.evaluation.protocols`).
+        known: name of a known set whose layout and split are to be used (see `headcam.evaluation.labelled.known`).
+        train_groups, test_groups: of a folder DIR/<child>/<class>/*: train on some children, test on others.
+        seed: of the random weights, the order of pictures in training, and the resampling of intervals.
+        pool: "avg" (mean of patch tokens) or "cls" (class token) in place of what the protocols say.
         layer: of a GPT or tokenizer, see `load_frozen`.
+        draws: make only so many of the draws of few-shot protocols and label curves.
+        robustness: folders of other test pictures for the linear heads (see `headcam.evaluation.robustness.sets`).
+        corruptions: also score the linear heads on the test pictures corrupted.
+        multilabels: labels of the test pictures of which any counts as right, see `read_multilabels`.
+        test_selection: also say what choosing on the test set would have given; it costs some time.
+        share_unreadable: stop where more than this share of the pictures cannot be read.
+        processes: that finetuning is spread over.
         device: where the encoder and the probes run, as torch names it.
         quiet: no progress on standard error.
     Returns:
         The result; accuracies in percent. Top-5 is left out where there are five classes or fewer.
     Raises:
-        InputError: a checkpoint or a labelled folder that cannot be used, a device that is not there, or an `out` that
-            holds the results of another probe.
+        InputError: a checkpoint, protocol or labelled set that cannot be used, a device that is not there, or an `out`
+            that holds the results of another model, seed or set.
         StorageError: `out` cannot be written.
     """
-    if pool not in POOLS:
+    out, torch_device = Path(out), usable_device(device)
+    if pool is not None and pool not in POOLS:
         raise InputError(f"pool {pool!r} is unknown", f"use one of {', '.join(POOLS)}")
-    out, device = Path(out), usable_device(device)
-    encoder, card = load_frozen(source, layer)
-    data = read_labelled(labelled)
-    subjects = _subjects(encoder, card, seed, pool, device)
-    settings = _settings(data, subjects, seed, card.get("layer"))
-    _check_folder(out / "probe.json", settings)
+    if draws is not None and draws < 1:
+        raise InputError(f"draws is {draws}", "give at least 1, or leave it out for all of a protocol's draws")
+    asked = [_with_pool(protocols.protocol(one), pool) for one in protocol]
+    subjects = subjects_of(source, layer, seed)
+    settings = {"weights": [s.weights_hash for s in subjects], "seed": seed, "layer": subjects[0].card.get("layer")}
+    earlier = _earlier(out / "probe.json", settings)
+    data = _read(labelled, known, train_groups, test_groups, out / "features" / "hashes.parquet", quiet)
+    asked = [protocols.on_media(one, data.media) for one in asked]
+    settings["data"] = data.hash
+    if earlier and earlier["settings"] != settings:
+        raise _another(out / "probe.json", "pictures")
+    readable, unreadable = _readable(data, subjects[-1], out, share_unreadable, torch_device, quiet)
+    truths = None if multilabels is None else read_multilabels(multilabels, readable.test, readable.classes)
 
-    tables = {
-        (subject.name, part): extract(
-            subject.extractor, pictures, out / "features", description=f"{subject.name}, {part} features", quiet=quiet
-        )
-        for subject in subjects
-        for part, pictures in (("train", data.train), ("test", data.test))
+    material = Material(readable, data, out, seed, torch_device, draws, test_selection, processes, quiet)
+    found = Found()
+    for one in _in_order(earlier, asked):
+        for subject in subjects:
+            applied = subject.applies(one)
+            if applied is None:
+                found.left_out.append({"model": subject.name, "protocol": protocols.label(one), "reason": _why(one)})
+            else:
+                _measure(applied, subject, material, found, robustness, corruptions)
+
+    found.robust = {
+        (subject.name, protocols.protocol_hash(applied)): kept_rows(applied, subject, material)
+        for subject, applied, _ in found.rows
+        if has_head(applied)
     }
-    skipped = list(data.skipped)
-    kept: dict[str, np.ndarray] = {}
-    for part, pictures in (("train", data.train), ("test", data.test)):
-        table = tables[subjects[0].name, part]  # decoding is the same for all subjects, and so is what it cannot read
-        skipped += [(pictures[row].name, reason) for row, reason in sorted(table.unreadable.items())]
-        kept[part] = np.flatnonzero(table.readable)
-        _check_classes(data, part, pictures, kept[part])
-
-    labels = {
-        "train": labels_of(data.train)[kept["train"]],
-        "test": labels_of(data.test)[kept["test"]],
-    }
-    selection = selection_mask(labels["train"])
-    outcomes = [
-        _probe_one(
-            subject,
-            _rows(tables[subject.name, "train"], kept["train"]),
-            _rows(tables[subject.name, "test"], kept["test"]),
-            labels,
-            selection,
-            len(data.classes),
-            seed,
-            device,
-            quiet,
-        )
-        for subject in subjects
-    ]
-
-    scores = [score for outcome in outcomes for score in _scores(outcome, data, seed)]
-    scores += _chance(data, outcomes[0].hits, len(labels["test"]), seed)
-    report = _report(card, data, outcomes, labels, selection, skipped, settings, seed, pool, device)
-    scores_file, report_file = out / "scores.csv", out / "probe.json"
-    write_json(report_file, report)
-    write_scores(scores_file, scores)
-    return ProbeResult(subjects[0].name, tuple(scores), report, tuple(skipped), scores_file, report_file)
+    scores = all_scores(subjects, found, data, truths, seed)
+    skipped = [*data.skipped, *unreadable]
+    report = report_of(subjects, data, readable, found, skipped, settings, seed, torch_device)
+    report["data"]["notes"] = list(known_notes(known, data)) if known in KNOWN else []
+    out.mkdir(parents=True, exist_ok=True)
+    guessed = {(s.name, m.full_stem): m.guesses for s, _, measured in found.rows for m in measured}
+    write_items(out, data, readable.test, guessed)
+    write_per_class(out / "per_class.csv", subjects, found, readable, seed)
+    write_json(out / "probe.json", report)
+    write_scores(out / "scores.csv", scores)
+    return ProbeResult(subjects[0].name, tuple(scores), report, tuple(skipped), out / "scores.csv", out / "probe.json")
 
 
-def _settings(data: LabelledSet, subjects: list[_Subject], seed: int, layer: int | str | None) -> str:
-    """SHA-256 of all that the numbers of a probe follow from: weights, pictures, protocols, seed, layer."""
-    return sha256_json(
-        {
-            "weights": [subject.weights_hash for subject in subjects],
-            "data": data.hash,
-            "protocols": [
-                protocols.protocol_hash(kind(subject.features))
-                for subject in subjects
-                for kind in (protocols.KNN, protocols.LinearProbe)
-            ],
-            "seed": seed,
-            **({} if layer is None else {"layer": layer}),
-        }
-    )
-
-
-def _check_folder(report_file: Path, settings: str) -> None:
-    """A folder that holds the results of another probe is not written over."""
-    if not report_file.is_file():
+def _measure(
+    protocol: protocols.Protocol,
+    subject: Subject,
+    material: Material,
+    found: Found,
+    robustness: Sequence[str],
+    corruptions: bool,
+) -> None:
+    """One protocol on one subject, into `found`; a random twin that gives constants is left out, not fatal."""
+    try:
+        measured = measure(protocol, subject, material)
+    except ConstantFeatures as error:
+        if subject.kind == "trained":
+            raise
+        reason = error.problem
+        found.left_out.append({"model": subject.name, "protocol": protocols.label(protocol), "reason": reason})
         return
+    found.rows.append((subject, protocol, measured))
+    if has_head(protocol):
+        measure_heads(protocol, subject, material, robustness, corruptions)
+
+
+def _read(
+    labelled: str | os.PathLike,
+    known: str | None,
+    train_groups: Sequence[str],
+    test_groups: Sequence[str],
+    hashes: Path,
+    quiet: bool,
+) -> LabelledSet:
+    if not train_groups and not test_groups:
+        return read_labelled(labelled, known=known, hashes=hashes, quiet=quiet)
+    if known not in (None, "by-child"):
+        raise InputError(f"{known} has a split of its own", "leave out --known, or the groups")
+    return read_known("by-child", labelled, hashes=hashes, quiet=quiet, train=train_groups, test=test_groups)
+
+
+def _with_pool(protocol: protocols.Protocol, pool: str | None) -> protocols.Protocol:
+    return protocol if pool is None else protocols.with_features(protocol, pool=pool)
+
+
+def _why(protocol: protocols.Protocol) -> str:
+    return "needs a network" if isinstance(protocol, protocols.Finetune) else "needs an encoder's forward pass"
+
+
+def _earlier(report_file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The report that lies in OUT already, of the same model and seed; None where there is none."""
+    if not report_file.is_file():
+        return None
     try:
         found = json.loads(report_file.read_text("utf-8"))
     except ValueError:
-        found = {}
-    if not isinstance(found, dict) or found.get("settings_hash") != settings:
+        found = None
+    if not isinstance(found, dict) or found.get("contract") != "probe" or found.get("version") != VERSION:
+        version = found.get("version") if isinstance(found, dict) else "none"
         raise InputError(
-            f"{report_file} is the report of another probe (other weights, layer, pictures, protocol or seed)",
+            f"{report_file} is a report of version {version}, and this headcam writes version {VERSION}",
             "choose another --out, or remove that file",
         )
+    for key, value in settings.items():
+        if found["settings"].get(key) != value:
+            raise _another(report_file, key)
+    return found
 
 
-def _subjects(
-    encoder: torch.nn.Module, card: dict[str, Any], seed: int, pool: str, device: torch.device
-) -> list[_Subject]:
-    features, pixels = protocols.EncoderFeatures(pool=pool), protocols.PixelFeatures()
-    name = card["name"]
-    pretrained = EncoderExtractor(encoder, card, features, device)
-    random = EncoderExtractor(random_twin(encoder, card, seed), card, features, device)
-    return [
-        _Subject(name, card["weights_hash"], pretrained, features, centre=False),
-        _Subject(f"{name} (random weights)", random.weights_hash, random, features, centre=False),
-        _Subject(PIXELS, "", PixelExtractor(pixels), pixels, centre=True),
-    ]
-
-
-def _check_classes(data: LabelledSet, part: str, pictures: tuple[Picture, ...], kept: np.ndarray) -> None:
-    missing = set(range(len(data.classes))) - {pictures[row].label for row in kept}
-    if missing:
-        raise InputError(
-            f"not one {part} picture of class {data.classes[min(missing)]} in {data.name} can be decoded",
-            "replace its files, or remove the class",
-        )
-
-
-def _rows(table: FeatureTable, kept: np.ndarray) -> np.ndarray:
-    """The rows that could be read; the memory map itself where that is all of them."""
-    return table.values if len(kept) == len(table.values) else table.values[kept]
-
-
-def _probe_one(
-    subject: _Subject,
-    train: np.ndarray,
-    test: np.ndarray,
-    labels: dict[str, np.ndarray],
-    selection: np.ndarray,
-    num_classes: int,
-    seed: int,
-    device: torch.device,
-    quiet: bool,
-) -> _Outcome:
-    if subject.centre:
-        mean = train.mean(axis=0, dtype=np.float64).astype(np.float32)
-        train, test = train - mean, test - mean
-    knn, linear = protocols.KNN(subject.features), protocols.LinearProbe(subject.features)
-    votes = knn_votes(train, labels["train"], test, num_classes, knn, device)
-    fitted = linear_probe(
-        train,
-        labels["train"],
-        selection,
-        test,
-        num_classes,
-        linear,
-        seed=seed,
-        device=device,
-        description=f"{subject.name}, linear probe",
-        quiet=quiet,
+def _another(report_file: Path, what: str) -> InputError:
+    return InputError(
+        f"{report_file} is the report of another probe (its {what} differ)", "choose another --out, or remove that file"
     )
-    hits, used = {}, {}
-    for protocol, scores in ((knn, votes), (linear, fitted.logits)):
-        for k in _tops(num_classes):
-            metric = f"{protocol.metric}/top{k}"
-            hits[metric] = in_top(scores, torch.from_numpy(labels["test"]), k).numpy()
-            used[metric] = protocol
-    return _Outcome(subject, hits, used, fitted)
 
 
-def _tops(num_classes: int) -> tuple[int, ...]:
-    return (1, 5) if num_classes > _TOP5_ABOVE else (1,)
+def _in_order(earlier: dict[str, Any] | None, asked: list[protocols.Protocol]) -> list[protocols.Protocol]:
+    """The protocols of the tables: those of earlier calls, then the new ones, each once."""
+    before = [] if earlier is None else [protocols.from_settings(one) for one in earlier["asked"]]
+    return list(dict.fromkeys([*before, *asked]))
 
 
-def _scores(outcome: _Outcome, data: LabelledSet, seed: int) -> list[Score]:
-    rows = []
-    for metric, hits in outcome.hits.items():
-        interval = bootstrap_mean(hits, rng=stream(seed, f"bootstrap: {metric}", 0)).percent()
-        protocol = outcome.protocols[metric]
-        rows.append(
-            Score(
-                model=outcome.subject.name,
-                weights_hash=outcome.subject.weights_hash,
-                data=data.identity,
-                protocol=protocols.label(protocol),
-                protocol_hash=protocols.protocol_hash(protocol),
-                metric=metric,
-                value=interval.estimate,
-                low=interval.low,
-                high=interval.high,
-                n=interval.n,
-                seed=seed,
-            )
+def _readable(
+    data: LabelledSet, pixels: Subject, out: Path, share: float, device: Any, quiet: bool
+) -> tuple[LabelledSet, list[tuple[str, str]]]:
+    """The set without what cannot be decoded, and what that is: name and reason."""
+    clips = protocols.Clips() if data.media == "videos" else None
+    extractor = pixels.extractor(protocols.PixelFeatures(clips=clips), device, data.media)
+    kept, unreadable = {}, []
+    for part, items in (("train", data.train), ("test", data.test)):
+        table = extract(
+            extractor,
+            items,
+            out / "features",
+            description=f"{part} {data.media}",
+            quiet=quiet,
+            share_unreadable=share,
         )
-    return rows
-
-
-def _chance(data: LabelledSet, metrics: dict[str, np.ndarray], n: int, seed: int) -> list[Score]:
-    """A guess that gives every class the same probability, once for each metric that it stands beside."""
-    protocol = protocols.Chance()
-    rows = []
-    for metric in metrics:
-        value = 100 * int(metric.rpartition("/top")[2]) / len(data.classes)
-        label, digest = protocols.label(protocol), protocols.protocol_hash(protocol)
-        rows.append(Score(CHANCE, "", data.identity, label, digest, metric, value, value, value, n, seed))
-    return rows
-
-
-def _report(
-    card: dict[str, Any],
-    data: LabelledSet,
-    outcomes: list[_Outcome],
-    labels: dict[str, np.ndarray],
-    selection: np.ndarray,
-    skipped: list[tuple[str, str]],
-    settings: str,
-    seed: int,
-    pool: str,
-    device: torch.device,
-) -> dict[str, Any]:
-    pretrained, *baselines = outcomes
-    used = {protocol for outcome in outcomes for protocol in outcome.protocols.values()} | {protocols.Chance()}
-    counts = np.bincount(labels["test"], minlength=len(data.classes))
-    return {
-        "contract": "probe",
-        "version": VERSION,
-        "settings_hash": settings,
-        "model": {
-            key: card.get(key)
-            for key in ("name", "weights_hash", "layer", "img_size", "hours", "samples_seen", "parameters")
-            if key != "layer" or key in card
-        },
-        "data": {
-            "name": data.identity,
-            "hash": data.hash,
-            "layout": data.layout,
-            "classes": list(data.classes),
-            "train": len(labels["train"]),
-            "of_which_set_aside_for_the_learning_rate": int(selection.sum()),
-            "test": len(labels["test"]),
-            "largest_class_percent_of_test": 100 * int(counts.max()) / len(labels["test"]),
-            "test_pictures_also_in_train": list(data.leaked),
-            "skipped": [{"picture": name, "reason": reason} for name, reason in skipped],
-        },
-        "seed": seed,
-        "pool": pool,
-        "protocols": {
-            protocols.protocol_hash(p): {"label": protocols.label(p), **asdict(p)}
-            for p in sorted(used, key=protocols.protocol_hash)
-        },
-        "linear_probes": [
-            {
-                "model": outcome.subject.name,
-                "base_lr_per_256": outcome.linear.base_lr_per_256,
-                "at_the_end_of_the_range": outcome.linear.base_lr_per_256
-                in (min(outcome.linear.selection_top1), max(outcome.linear.selection_top1)),
-                "selection_top1_percent": [
-                    {"base_lr_per_256": rate, "top1": 100 * top1}
-                    for rate, top1 in outcome.linear.selection_top1.items()
-                ],
-                "train_top1_percent": 100 * outcome.linear.train_top1,
-            }
-            for outcome in outcomes
-        ],
-        "differences": [
-            _difference(pretrained, baseline, metric, seed) for baseline in baselines for metric in pretrained.hits
-        ],
-        "device": str(device),
-        "environment": environment(),
-    }
-
-
-def _difference(pretrained: _Outcome, baseline: _Outcome, metric: str, seed: int) -> dict[str, Any]:
-    """Pretrained minus baseline on the same test pictures, in percentage points."""
-    rng = stream(seed, f"bootstrap: {metric} minus {baseline.subject.name}", 0)
-    interval = bootstrap_paired_difference(pretrained.hits[metric], baseline.hits[metric], rng=rng).percent()
-    return {"metric": metric, "minus": baseline.subject.name, **asdict(interval)}
+        unreadable += [(items[row].name, reason) for row, reason in sorted(table.unreadable.items())]
+        kept[part] = tuple(item for row, item in enumerate(items) if row not in table.unreadable)
+        missing = set(range(len(data.classes))) - {item.label for item in kept[part]}
+        if missing:
+            raise InputError(
+                f"not one {part} {data.media[:-1]} of class {data.classes[min(missing)]} in {data.name} can be decoded",
+                "replace its files, or remove the class",
+            )
+    readable = replace(data, train=kept["train"], test=kept["test"]) if unreadable else data
+    return readable, unreadable

@@ -27,7 +27,7 @@ from headcam.demo_memory import remember
 from headcam.demo_report import write_report
 from headcam.demo_results import SCAN_REPORT, load_demo
 from headcam.errors import InputError
-from headcam.evaluation.labelled import labels_of, read_labelled, selection_mask
+from headcam.evaluation.labelled.sets import labels_of, read_labelled, selection_mask
 from headcam.evaluation.probe import probe
 from headcam.evaluation.protocols import KNN, EncoderFeatures
 from headcam.files import claim, sha256_file
@@ -97,7 +97,7 @@ def demo(
     Args:
         out: folder; one that holds an unfinished demo of the same settings is continued.
         videos: folder of recordings (and pictures); None renders synthetic walks.
-        labelled: folder of labelled pictures (see `headcam.evaluation.labelled`); None renders synthetic close-ups.
+        labelled: folder of labelled pictures (`headcam.evaluation.labelled.sets`); None renders synthetic close-ups.
         minutes: about how long to train, on two ordinary cores; it fixes the number of steps, whatever they take.
         processes: worker processes that render, index, scan and store; None for one a processor. Changes no result.
         frames: whether the report and the scan's page show pictures.

@@ -16,7 +16,7 @@ from PIL import Image
 
 from headcam.demo_memory import draw_section
 from headcam.demo_results import METRIC, SCAN_REPORT, Demo, caveats, load_demo
-from headcam.evaluation.probe import CHANCE, PIXELS
+from headcam.evaluation.subjects import CHANCE, PIXELS
 from headcam.pages import BLUE, MUTED, ORANGE, Estimate, Page, chart
 from headcam.randomness import permuted
 from headcam.video.stores.frame_store import FrameStore

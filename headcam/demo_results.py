@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from headcam.evaluation.probe import CHANCE, PIXELS
-from headcam.evaluation.scores import Score, read_scores
+from headcam.evaluation.scoring.scores import Score, read_scores
+from headcam.evaluation.subjects import CHANCE, PIXELS
 from headcam.pages import Estimate
 from headcam.runs import MetricsFile
 from headcam.video.quarantine import quarantine_of

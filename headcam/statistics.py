@@ -93,6 +93,43 @@ def bootstrap_paired_difference(
     return _percentile_interval(difference, rng, confidence_level, n_resamples)
 
 
+def bootstrap_mean_over_draws(
+    scores: np.ndarray, *, rng: np.random.Generator, confidence_level: float = 0.95, n_resamples: int = 9999
+) -> Interval:
+    """Mean of scores of the same images under several draws, with an interval over both.
+
+    A draw is whatever was repeated: a few-shot list, a seed. Draws and images are crossed (every draw is scored on
+    every image), so both are resampled, independently (Owen 2007, "The pigeonhole bootstrap"). The interval is for
+    another draw's mean on other images, as far as the draws at hand can say it: of D draws the bootstrap sees
+    (D - 1) / D of their variance, and with one draw nothing of it.
+
+    Args:
+        scores: (D, n) bool or float, draw by image; differences of two models under the same draws serve as well.
+        rng, confidence_level, n_resamples: as for `bootstrap_mean`.
+    Raises:
+        ValueError: as `bootstrap_mean`, or not a matrix.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2:
+        raise ValueError(f"scores must be draws by images, got shape {scores.shape}")
+    _checked(scores.ravel(), confidence_level)
+    draws, n = scores.shape
+    if draws == 1 or (np.ptp(scores) == 0 and scores[0, 0] in (0.0, 1.0)):
+        return bootstrap_mean(scores[0], rng=rng, confidence_level=confidence_level, n_resamples=n_resamples)
+    # Images with the same scores under all draws are one and the same to the mean: only how many there are matters.
+    patterns, counts = np.unique(scores, axis=1, return_counts=True)  # (D, P), (P,)
+    means = []
+    rows = max(1, _DRAWS_AT_ONCE // len(counts))
+    for start in range(0, n_resamples, rows):
+        size = min(rows, n_resamples - start)
+        images = rng.multinomial(n, counts / n, size=size) / n  # (size, P)
+        weights = rng.multinomial(draws, np.full(draws, 1 / draws), size=size) / draws  # (size, D)
+        means.append(((weights @ patterns) * images).sum(axis=1))
+    tail = (1 - confidence_level) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Interval(float(scores.mean()), float(low), float(high), n, confidence_level)
+
+
 def _checked(scores: np.ndarray, confidence_level: float) -> np.ndarray:
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 1 or scores.size == 0:

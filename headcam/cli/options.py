@@ -36,10 +36,12 @@ def verb_parser(verb: str, description: str, example: str) -> Parser:
     return parser
 
 
-def add_encoder_options(parser: Parser) -> None:
-    """An encoder and what of it is taken as a picture's features."""
+def add_encoder_options(parser: Parser, pool: str | None = "avg") -> None:
+    """An encoder and what of it is taken as a picture's features; `pool` None: what protocols say."""
     parser.add_argument("checkpoint", type=str, help="run folder, weights.safetensors (card.json beside it) or .ckpt")
-    parser.add_argument("--pool", type=Literal["avg", "cls"], default="avg", help="mean of patch tokens or class token")
+    parser.add_argument(
+        "--pool", type=Literal["avg", "cls"] | None, default=pool, help="mean of patch tokens or class token"
+    )
     parser.add_argument(
         "--layer",
         type=str | None,

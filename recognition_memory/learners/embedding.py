@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headcam.errors import InputError
-from headcam.evaluation.features import EncoderExtractor, load_frozen, random_twin
+from headcam.evaluation.features.encoders import EncoderExtractor, load_frozen, random_twin
 from headcam.evaluation.protocols import EncoderFeatures
 from headcam.recognition_memory.learners.learner import Bound, Learner
 from headcam.recognition_memory.learners.store import PictureStore, bound_of_store, picture_keys

@@ -38,7 +38,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from headcam.errors import InputError
-from headcam.evaluation.features import load_picture
+from headcam.evaluation.features.pictures import load_picture
 from headcam.files import atomic_file, sha256_json
 
 CONTRACT = "memory_manifest/1"

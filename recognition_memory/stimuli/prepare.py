@@ -33,7 +33,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from headcam.errors import InputError
-from headcam.evaluation.labelled import PICTURE_SUFFIXES
+from headcam.evaluation.labelled.sets import PICTURE_SUFFIXES
 from headcam.progress import Progress
 from headcam.recognition_memory.stimuli.manifest import (
     FILE_NAME,

@@ -113,7 +113,7 @@ class RunFolder(Callback):
         every = trainer.log_every_n_steps  # 0: only the last step
         logs = bool(every and step % every == 0) or step == trainer.max_steps
         if logs or trainer.world_size == 1:  # processes meet only where they log
-            self._count(trainer, module)
+            self.count(trainer, module)
         if logs and trainer.is_global_zero:
             self.metrics.log(step, self.measure(trainer, module))
 
@@ -165,7 +165,7 @@ class RunFolder(Callback):
         peak = peak_flops(torch.cuda.get_device_name(device), trainer.precision) if device.type == "cuda" else None
         return {"flops_per_second": done} | ({"peak_share": done / peak / trainer.world_size} if peak else {})
 
-    def _count(self, trainer: pl.Trainer, module: Objective) -> None:
+    def count(self, trainer: pl.Trainer, module: Objective) -> None:
         """Bring account and list up to the trainer's step; in a run of several processes, all of them have to call it.
 
         Raises:
@@ -216,7 +216,11 @@ class RunFolder(Callback):
         # Sharded weights are put together block by block as the model is used, by all processes or none.
         if trainer.is_global_zero or any(map(is_sharded, module.parameters())):
             self.save_picture(trainer, module)
-        self._mark += time.perf_counter() - self._validating_since  # validation is no training time
+        self.pause(time.perf_counter() - self._validating_since)
+
+    def pause(self, seconds: float) -> None:
+        """Take `seconds` of something else, such as validation, out of the speed that is being measured."""
+        self._mark += seconds
 
     def save_picture(self, trainer: pl.Trainer, module: Objective) -> None:
         """Write `pictures/step-*.png`: held-out frames, what the model sees of them, what it completes."""
@@ -235,7 +239,7 @@ class RunFolder(Callback):
                 logger.experiment.add_image("completions", picture, trainer.global_step, dataformats="HWC")
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Objective, checkpoint: dict[str, Any]) -> None:
-        self._count(trainer, module)
+        self.count(trainer, module)
         card = self.card(trainer, module)
         checkpoint["headcam_card"] = card
         checkpoint["headcam_undecoded"] = [astuple(found) for found in self.account.undecoded]

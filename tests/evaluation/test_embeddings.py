@@ -12,7 +12,7 @@ from headcam.cli import main
 from headcam.errors import InputError
 from headcam.evaluation import embeddings
 from headcam.evaluation.embeddings import export
-from headcam.evaluation.features import resize_and_crop
+from headcam.evaluation.features.pictures import resize_and_crop
 from headcam.ssl.vit import VisionTransformer
 from headcam.ssl.weights import load_encoder, save_weights
 from headcam.tokenizers.autoregression.loading import load_gpt_and_tokenizer

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from headcam.randomness import stream
-from headcam.statistics import bootstrap_mean, bootstrap_paired_difference
+from headcam.statistics import bootstrap_mean, bootstrap_mean_over_draws, bootstrap_paired_difference
 
 
 def rng(i: int = 0) -> np.random.Generator:
@@ -90,3 +90,39 @@ def test_bad_scores_are_refused(scores, options, message):
 def test_pairs_must_be_about_the_same_images():
     with pytest.raises(ValueError, match="same images"):
         bootstrap_paired_difference([0, 1], [0, 1, 1], rng=rng())
+
+
+def test_one_draw_is_an_interval_over_images():
+    hits = np.random.default_rng(0).random(200) < 0.3
+    one = bootstrap_mean_over_draws(hits[None], rng=np.random.default_rng(1))
+    assert one == bootstrap_mean(hits, rng=np.random.default_rng(1))
+
+
+def test_draws_that_differ_widen_the_interval():
+    rng = np.random.default_rng(0)
+    same = np.repeat((rng.random((1, 500)) < 0.5), 5, axis=0)
+    shifted = np.stack([rng.random(500) < p for p in (0.3, 0.4, 0.5, 0.6, 0.7)])
+    narrow, wide = (bootstrap_mean_over_draws(s, rng=np.random.default_rng(1)) for s in (same, shifted))
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    assert wide.estimate == pytest.approx(shifted.mean()) and wide.n == 500
+    assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 500), rel=0.08)
+
+
+def test_crossed_bootstrap_against_resampling_the_matrix():
+    rng = np.random.default_rng(2)
+    scores = (rng.random((4, 60)) < rng.random((4, 1))).astype(float) - (rng.random((4, 60)) < 0.2)
+    found = bootstrap_mean_over_draws(scores, rng=np.random.default_rng(3), n_resamples=20_000)
+    means = [
+        scores[np.ix_(rng.integers(0, 4, 4), rng.integers(0, 60, 60))].mean() for _ in range(20_000)
+    ]  # draws and images, independently
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.012), pytest.approx(high, abs=0.012))
+
+
+def test_crossed_bootstrap_wants_a_matrix_of_numbers():
+    with pytest.raises(ValueError, match="draws by images"):
+        bootstrap_mean_over_draws(np.zeros(3), rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="not finite"):
+        bootstrap_mean_over_draws(np.full((2, 2), np.nan), rng=np.random.default_rng(0))
+    zero = bootstrap_mean_over_draws(np.zeros((3, 20), bool), rng=np.random.default_rng(0))
+    assert (zero.estimate, zero.low) == (0, 0) and 0.1 < zero.high < 0.2  # not certain

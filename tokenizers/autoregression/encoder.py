@@ -15,6 +15,7 @@ same tokens, so that the difference is what the GPT learned, its tokenizer kept;
 Shapes: B batch, L positions (N tokens; one less of a GPT without a start token), D width.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,17 @@ class TokenEncoder(nn.Module):
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), normalised by the tokenizer's mean and std -> (B, L, D)."""
-        frames = self.tokenizer.num_frames
-        if frames > 1 and images.ndim == 4:
-            images = images.unsqueeze(2).expand(-1, -1, frames, -1, -1)
         if self.layer == "latents":
-            return self.tokenizer.latents(images).flatten(2).transpose(1, 2)
-        tokens = self.tokenizer.encode(self.tokenizer.to_uint8(images))  # (B, *grid)
+            return self.tokenizer.latents(self._clips(images)).flatten(2).transpose(1, 2)
+        tokens = self._tokens(images)
         if self.gpt is None:
             return self.tokenizer.quantizer.dequantize(tokens).flatten(2).transpose(1, 2)
         return self.gpt.features(tokens, self.layer)
+
+    @torch.no_grad()
+    def block_outputs(self, images: Tensor) -> Iterator[Tensor]:
+        """What `forward_features` gives for layers 1, 2, .. depth of a GPT in turn, in one pass: (B, L, D) each."""
+        yield from self.gpt.block_outputs(self._tokens(images))
 
     def random_twin(self, seed: int) -> "TokenEncoder":
         """The same encoder at random initialisation, which follows from `seed` alone; a GPT keeps its tokenizer."""
@@ -79,6 +82,15 @@ class TokenEncoder(nn.Module):
         if self.gpt is None:
             return TokenEncoder(twin, None, self.layer).eval()
         return TokenEncoder(self.tokenizer, twin, self.layer).eval()
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """(B, *grid)."""
+        return self.tokenizer.encode(self.tokenizer.to_uint8(self._clips(images)))
+
+    def _clips(self, images: Tensor) -> Tensor:
+        """Stills as clips of equal frames where the tokenizer is of clips."""
+        frames = self.tokenizer.num_frames
+        return images.unsqueeze(2).expand(-1, -1, frames, -1, -1) if frames > 1 and images.ndim == 4 else images
 
 
 def load_token_encoder(source: str | Path, layer: Layer = None) -> tuple[TokenEncoder, dict[str, Any]]:

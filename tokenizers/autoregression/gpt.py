@@ -20,7 +20,7 @@ width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -255,6 +255,16 @@ class GPT(nn.Module):
                 f"give 1 to {self.depth}, or -1 to -{self.depth} from the end",
             )
         return self._hidden(self._flat(tokens)[:, :-1], labels, wanted)
+
+    def block_outputs(self, tokens: Tensor, labels: Tensor | None = None) -> Iterator[Tensor]:
+        """`features` of layers 1, 2, .. depth in turn, in one pass; the next block runs when it is asked for.
+
+        Arguments and errors as of `features`.
+        """
+        x, table = self._embed(self._flat(tokens)[:, :-1], labels, 0)
+        for k, block in enumerate(self.blocks, start=1):
+            x = run_block(block, x, self.checkpointing, table=table)
+            yield self.norm(x) if k == self.depth else x
 
     def new_cache(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None

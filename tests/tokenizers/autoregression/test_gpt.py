@@ -216,6 +216,17 @@ def test_features_are_the_states_behind_a_block():
             model.features(tokens, layer)
 
 
+@pytest.mark.parametrize("start", ["learned", "class"])
+def test_one_pass_gives_the_features_of_all_layers(start):
+    model = small(depth=3, start_token=start, num_classes=3 * (start == "class"))
+    tokens, _ = batch(model)
+    labels = torch.tensor([2, 0]) if start == "class" else None
+    with torch.no_grad():
+        outputs = list(model.block_outputs(tokens, labels))
+        assert len(outputs) == 3
+        assert all(torch.equal(x, model.features(tokens, k, labels)) for k, x in enumerate(outputs, start=1))
+
+
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_the_backends_of_attention_agree(positions):
     model = small((2, 2, 3), positions=positions)
