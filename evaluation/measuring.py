@@ -33,7 +33,7 @@ from headcam.evaluation.heads.knn import knn_scores
 from headcam.evaluation.heads.layers import probe_layers
 from headcam.evaluation.heads.linear import LinearResult, linear_probe
 from headcam.evaluation.labelled.draws import Draw, draw
-from headcam.evaluation.labelled.sets import LabelledSet, labels_of, selection_mask
+from headcam.evaluation.labelled.sets import LabelledSet, groups_of, labels_of, selection_mask
 from headcam.evaluation.outcomes import Measured, outcome_key, read_outcome, write_outcome
 from headcam.evaluation.scoring.guesses import guesses
 from headcam.evaluation.subjects import Subject
@@ -68,7 +68,7 @@ class Material:
     def __post_init__(self) -> None:
         parts = {"train": self.data.train, "test": self.data.test}
         object.__setattr__(self, "labels", {part: labels_of(pictures) for part, pictures in parts.items()})
-        object.__setattr__(self, "selection", selection_mask(self.labels["train"]))
+        object.__setattr__(self, "selection", selection_mask(self.labels["train"], groups_of(self.data.train)))
 
     @property
     def num_classes(self) -> int:
@@ -225,6 +225,7 @@ def _curve(protocol: protocols.LabelCurve, subject: Subject, material: Material)
         protocol,
         points=points,
         draws=draws,
+        groups=groups_of(material.data.train),
         seed=material.seed,
         device=material.device,
         description=f"{subject.name}, {protocol.name}",

@@ -38,7 +38,7 @@ from headcam.evaluation import protocols as known
 from headcam.evaluation.features.encoders import EncoderExtractor
 from headcam.evaluation.heads.knn import knn_scores
 from headcam.evaluation.heads.linear import linear_probe
-from headcam.evaluation.labelled.sets import LabelledSet, read_labelled, selection_mask
+from headcam.evaluation.labelled.sets import LabelledSet, groups_of, read_labelled, selection_mask
 from headcam.evaluation.scoring.guesses import guesses
 from headcam.evaluation.watching.hours import HoursSeen, milestone
 from headcam.evaluation.watching.page import write_page
@@ -228,7 +228,7 @@ class OnlineProbe(Callback):
     ) -> list[Row]:
         labels, truth = (part.labels for part in self._prepared[protocol.features])
         num_classes, device = len(self._data.classes), trainer.strategy.root_device
-        selection = selection_mask(labels)
+        selection = selection_mask(labels, groups_of(self._prepared[protocol.features][0].pictures))
         if isinstance(protocol, known.KNN):
             scores = knn_scores(train, labels, test, num_classes, protocol, selection=selection, device=device).scores
         else:

@@ -33,7 +33,7 @@ import headcam
 from headcam.errors import InputError
 from headcam.files import sha256_json
 
-SELECTION = "first fifth of each class by SHA-256 of content"
+SELECTION = "first fifth of each class by SHA-256 of content, whole recordings where they are known"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from headcam.evaluation import protocols
 from headcam.evaluation.labelled.faults import contradictions, cross_duplicates
-from headcam.evaluation.labelled.sets import LabelledSet, labels_of, selection_mask
+from headcam.evaluation.labelled.sets import LabelledSet, groups_of, labels_of, selection_mask
 from headcam.evaluation.outcomes import Measured
 from headcam.evaluation.robustness.measure import Robustness
 from headcam.evaluation.scoring.guesses import TOP, multilabel_right
@@ -179,6 +179,15 @@ def report_of(
     seed: int,
     device: Any,
 ) -> dict[str, Any]:
+    """What probe.json holds.
+
+    Args:
+        subjects: the trained encoder first.
+        data: the set as it was listed; readable: what of it can be decoded, and was used.
+        found: all that was measured.
+        skipped: name and reason of what was not used.
+        settings: what all of OUT shares: weights, seed, layer, pictures.
+    """
     trained, *baselines = subjects
     used = dict.fromkeys([p for _, p, _ in found.rows] + [protocols.Chance()])
     counts = np.bincount([item.label for item in readable.test], minlength=len(data.classes))
@@ -201,7 +210,9 @@ def report_of(
             "classes": list(data.classes),
             "titles": list(data.titles),
             "train": len(readable.train),
-            "of_which_set_aside_for_choices": int(selection_mask(labels_of(readable.train)).sum()),
+            "of_which_set_aside_for_choices": int(
+                selection_mask(labels_of(readable.train), groups_of(readable.train)).sum()
+            ),
             "test": len(readable.test),
             "largest_class_percent_of_test": 100 * int(counts.max()) / len(readable.test),
             "test_pictures_also_in_train": sorted({test for test, _, _ in cross_duplicates(data)}),

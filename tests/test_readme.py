@@ -72,7 +72,8 @@ def test_the_worked_path_runs_as_written(data, headcam):
     pictures = ["store", "fit", "tokenize", "tokenize", "tokenize", "fit", "sample", "sample", "probe"]
     clips = ["store", "fit", "tokenize", "tokenize", "fit", "sample"]
     memory = ["tokenize", "tokenize", "fit", *["memory"] * 5]
-    assert verbs[6:] == [*objectives, *pictures, *clips, *memory]
+    measured = ["probe", "probe", "compare"]
+    assert verbs[6:] == [*objectives, *measured, *pictures, *clips, *memory]
     assert "VIDEOS=~/my_videos" in README
 
     (python,) = blocks("python")

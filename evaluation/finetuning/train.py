@@ -26,7 +26,7 @@ from headcam.evaluation.finetuning.processes import run_on
 from headcam.evaluation.finetuning.restart import CONTRACT, read_result
 from headcam.evaluation.finetuning.selection import choose, epoch_choices, needs_search
 from headcam.evaluation.labelled.faults import check_readable
-from headcam.evaluation.labelled.sets import LabelledSet, labels_of, selection_mask
+from headcam.evaluation.labelled.sets import LabelledSet, groups_of, labels_of, selection_mask
 from headcam.evaluation.protocols import Finetune, label, protocol_hash
 from headcam.evaluation.scoring.guesses import guesses
 from headcam.files import claim, sha256_json
@@ -184,7 +184,7 @@ def _search_and_train(job: Job) -> None:
     loop = Loop(job)
     lr, epochs = job.protocol.lr[0], job.protocol.epochs
     if needs_search(job.protocol):
-        aside = selection_mask(loop.labels[job.rows])
+        aside = selection_mask(loop.labels[job.rows], groups_of([job.data.train[row] for row in job.rows]))
         held_out = loop.scored([job.data.train[row] for row in job.rows[aside]])
         truth = loop.labels[job.rows[aside]]
         for rate in job.protocol.lr:

@@ -5,7 +5,7 @@ pictures only. A fifth of each class of the draw is set aside for the choice, at
 are therefore the least.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ def label_curve(
     points: tuple[int, ...],
     draws: int,
     seed: int,
+    groups: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     description: str = "label curve",
     quiet: bool = False,
@@ -41,6 +42,7 @@ def label_curve(
         points: numbers of labels a class, from `protocol.labels_per_class`: those that the smallest class has.
         draws: of each point, `protocol.draws` or fewer.
         seed: as in `linear_probe`.
+        groups: of each training picture, see `selection_mask`.
     Returns:
         (labels a class, draw) -> result, whose logits are of all test pictures.
     Raises:
@@ -65,7 +67,7 @@ def label_curve(
             found[labels_per_class, number] = linear_probe(
                 TableView(train, rows),
                 labels,
-                selection_mask(labels),
+                selection_mask(labels, None if groups is None else [groups[row] for row in rows]),
                 test,
                 num_classes,
                 protocol.probe,

@@ -140,37 +140,36 @@ def _merged(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest so far, (q, k) in no order, and their places, with those of another block (q, b) of the base."""
     count, width = similarity.shape
-    if best is None or best[0].shape[1] < k:
+    if best is None or best[0].shape[1] < k or width % _GROUP:  # the first block, or a last one of another size
         values, places = similarity.topk(min(k, width), dim=1)
-        places += offset
-        if best is None:
-            return values, places
-        values, places = torch.cat([best[0], values], dim=1), torch.cat([best[1], places], dim=1)
-        values, kept = values.topk(min(k, values.shape[1]), dim=1)
-        return values, places.gather(1, kept)
-
+        return _best_of(best, values, places + offset, k)
     least = best[0].amin(dim=1)
-    whole = width // _GROUP * _GROUP
-    groups = similarity[:, :whole].unflatten(1, (-1, _GROUP))
-    row, group = (groups.amax(dim=2) > least[:, None]).nonzero(as_tuple=True)
-    hit, inside = (groups[row, group] > least[row, None]).nonzero(as_tuple=True)
-    row, column = row[hit], group[hit] * _GROUP + inside
-    if False:
-        tail_row, tail_column = (similarity[:, whole:] > least[:, None]).nonzero(as_tuple=True)
-        row, column = torch.cat([row, tail_row]), torch.cat([column, tail_column + whole])
-    if len(row) == 0:
+    groups = similarity.view(-1, _GROUP)
+    hit = (groups.amax(dim=1).view(count, -1) > least[:, None]).view(-1).nonzero().squeeze(1)
+    if len(hit) == 0:
         return best
+    candidates, row = groups.index_select(0, hit), hit // (width // _GROUP)
+    nearer = candidates > least[row, None]
+    found, inside = nearer.nonzero(as_tuple=True)  # in the order of the queries
+    row, column = row[found], hit[found] % (width // _GROUP) * _GROUP + inside
     # Each query has found another number: give each of its finds a column of a table, the rest of which is empty.
-    row, order = row.sort(stable=True)
-    column = column[order]
-    found = torch.bincount(row, minlength=count)
-    slot = torch.arange(len(row), device=row.device) - (found.cumsum(0) - found)[row]
-    values = similarity.new_full((count, int(found.max())), -torch.inf)
+    number = torch.bincount(row, minlength=count)
+    slot = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
+    values = similarity.new_full((count, int(number.max())), -torch.inf)
     places = torch.zeros(values.shape, dtype=torch.int64, device=row.device)
-    values[row, slot] = similarity[row, column]
+    values[row, slot] = candidates[nearer]
     places[row, slot] = column + offset
-    values, kept = torch.cat([best[0], values], dim=1).topk(k, dim=1)
-    return values, torch.cat([best[1], places], dim=1).gather(1, kept)
+    return _best_of(best, values, places, k)
+
+
+def _best_of(
+    best: tuple[torch.Tensor, torch.Tensor] | None, values: torch.Tensor, places: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest, or all where there are fewer, of what was found before and now."""
+    if best is not None:
+        values, places = torch.cat([best[0], values], dim=1), torch.cat([best[1], places], dim=1)
+    values, kept = values.topk(min(k, values.shape[1]), dim=1)
+    return values, places.gather(1, kept)
 
 
 def _votes(

@@ -20,6 +20,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -228,15 +229,26 @@ def _check_classes(root: Path, names: tuple[str, ...]) -> None:
         )
 
 
-def selection_mask(labels: np.ndarray) -> np.ndarray:
+def groups_of(items: Sequence[Picture]) -> list[str] | None:
+    """Recording, session or wearer of each picture or video; None where not all of them are known."""
+    groups = [item.group for item in items]
+    return groups if all(groups) else None
+
+
+def selection_mask(labels: np.ndarray, groups: Sequence[str] | None = None) -> np.ndarray:
     """Which training pictures are set aside to choose settings on: a fifth of each class, never from the test set.
 
     The first fifth of each class in the order of the rows, which is the order of the SHA-256 of their content: as good
     as random, the same everywhere, and copies of one picture mostly fall on the same side. A class of one picture
     sets none aside, a class of two to nine sets one.
 
+    Frames of one recording are nearly copies of each other. Where groups are known, whole groups of a class are set
+    aside, in the order of the SHA-256 of their names, until a fifth is reached or one group is left; where no class has
+    two groups, pictures are, as without them.
+
     Args:
         labels: (n,) class numbers of the training pictures, in the order of `LabelledSet.train`.
+        groups: of each picture, see `groups_of`.
     Returns:
         (n,) bool, True where the picture is set aside.
     Raises:
@@ -245,11 +257,27 @@ def selection_mask(labels: np.ndarray) -> np.ndarray:
     mask = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        if len(rows) > 1:
+        if groups is not None:
+            mask[_whole_groups(rows, [groups[row] for row in rows])] = True
+        elif len(rows) > 1:
             mask[rows[: max(1, len(rows) // ONE_IN)]] = True
+    if groups is not None and not mask.any():
+        return selection_mask(labels)
     if not mask.any():
         raise InputError(
             f"each of the {len(labels)} classes has one training picture, which leaves none to choose settings on",
             "give at least two training pictures of some classes",
         )
     return mask
+
+
+def _whole_groups(rows: np.ndarray, groups: list[str]) -> np.ndarray:
+    """Rows of the first groups by SHA-256 of their names, a fifth of all rows or more; one group is always left."""
+    wanted = max(1, len(rows) // ONE_IN)
+    order = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
+    taken: set[str] = set()
+    for group in order[:-1]:
+        if sum(g in taken for g in groups) >= wanted:
+            break
+        taken.add(group)
+    return rows[[group in taken for group in groups]]

@@ -118,13 +118,12 @@ def read_items(folder: str | os.PathLike) -> Items:
             "probe again with this version of headcam",
         )
     n = pictures.num_rows
-    model, stem = (items[name].combine_chunks().to_pylist() for name in ("model", "stem"))
     rank, p = (items[name].to_numpy() for name in ("rank", "p"))
     top = items["top"].combine_chunks().flatten().to_numpy().reshape(items.num_rows, -1)
     found = {}
     for start in range(0, items.num_rows, n):
         rows = slice(start, start + n)
-        found[model[start], stem[start]] = Guesses(rank[rows], top[rows], p[rows])
+        found[items["model"][start].as_py(), items["stem"][start].as_py()] = Guesses(rank[rows], top[rows], p[rows])
     return Items(
         found,
         tuple(pictures["name"].to_pylist()),

@@ -63,5 +63,5 @@ def test_three_steps_at_the_size_of_imagenet(tmp_path):
     )
     found = json.loads(done.stdout)
     assert found["moved"] > 0 and found["batch"] > 1000 and found["steps"] > 1000
-    assert found["classes"] > 500  # of 1,000 in a batch of 1,024: the rows lie class by class
+    assert found["classes"] > 600  # of 1,000 in a batch of 1,024, chance would give 640: the rows lie class by class
     assert found["peak"] < LIMIT

@@ -4,12 +4,13 @@ import hashlib
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from headcam.errors import InputError
-from headcam.evaluation.labelled.sets import labels_of, read_labelled, selection_mask
+from headcam.evaluation.labelled.sets import Picture, groups_of, labels_of, read_labelled, selection_mask
 from headcam.files import sha256_json
 
 
@@ -156,3 +157,22 @@ def test_a_picture_is_small_and_travels(tmp_path, write_pictures):
     assert not hasattr(picture, "__dict__") and pickle.loads(pickle.dumps(picture)) == picture
     with picture.open() as file:
         assert hashlib.sha256(file.read()).hexdigest() == picture.sha256
+
+
+def test_whole_recordings_are_set_aside_where_they_are_known():
+    labels = np.repeat([0, 1], 12)
+    groups = [f"recording {k % 4}" for k in range(24)]
+    mask = selection_mask(labels, groups)
+    for label in (0, 1):
+        inside = {g for g, m, own in zip(groups, mask, labels) if m and own == label}
+        outside = {g for g, m, own in zip(groups, mask, labels) if not m and own == label}
+        assert inside and outside and not inside & outside
+        assert mask[labels == label].sum() == 3  # one of four recordings: the first that makes a fifth of twelve
+    alone = ["the same"] * 24
+    assert np.array_equal(selection_mask(labels, alone), selection_mask(labels))  # nothing better to be had
+
+
+def test_groups_count_only_where_all_are_known():
+    known = Picture(Path("x"), "a.png", 0, "0", group="monday")
+    assert groups_of([known, known]) == ["monday", "monday"]
+    assert groups_of([known, Picture(Path("x"), "b.png", 0, "1")]) is None
