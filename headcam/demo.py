@@ -29,7 +29,7 @@ from headcam.demo_results import SCAN_REPORT, load_demo
 from headcam.errors import InputError
 from headcam.evaluation.labelled.sets import labels_of, read_labelled, selection_mask
 from headcam.evaluation.probe import probe
-from headcam.evaluation.protocols import KNN, EncoderFeatures
+from headcam.evaluation.protocols import KNN
 from headcam.files import claim, sha256_file
 from headcam.progress import Progress
 from headcam.randomness import stream
@@ -259,7 +259,7 @@ def _check_labelled(labelled: Path | None) -> None:
         return
     data = read_labelled(labelled)
     selection_mask(labels_of(data.train))
-    needed = KNN(EncoderFeatures()).k
+    needed = max(KNN().k)
     if len(data.train) < needed:
         raise InputError(
             f"--labelled {labelled} has {len(data.train)} training pictures, and the kNN vote is of {needed}",

@@ -39,11 +39,12 @@ def votes_by_loops(train, labels, test, num_classes, k, temperature):
     return votes
 
 
-@pytest.fixture(params=[(8192, 512, 2048, 32), (8, 3, 40, 4), (5, 7, 13, 32), (64, 64, 70, 1)], ids=str)
+@pytest.fixture(params=[(8192, 512, 2048, 64), (8, 3, 40, 4), (5, 7, 13, 32), (64, 64, 70, 1)], ids=str)
 def blocks(request, monkeypatch):
     """Blocks of all proportions: the last ones smaller, groups that do not divide them, fewer rows than neighbours."""
     band, queries, base, group = request.param
-    for name, value in (("_BAND", band), ("_QUERIES", queries), ("_BASE", {"cpu": base}), ("_GROUP", group)):
+    sizes = {"_BAND": band, "_QUERIES": queries, "_BASE": {"cpu": base}, "_GROUP": group}
+    for name, value in sizes.items():
         monkeypatch.setattr(f"headcam.evaluation.heads.knn.{name}", value)
 
 
