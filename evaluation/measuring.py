@@ -202,7 +202,7 @@ def _layers(protocol: protocols.LinearProbe, subject: Subject, material: Materia
         description=f"{subject.name}, {protocol.name}",
         quiet=material.quiet,
     )
-    for layer, result in found.items():
+    for layer, result in found:
         yield Measured(f"{protocol.metric}/layer{layer:02d}", _guesses(result.logits, material), _details(result))
 
 
@@ -232,7 +232,7 @@ def _curve(protocol: protocols.LabelCurve, subject: Subject, material: Material)
         quiet=material.quiet,
     )
     left_out = [n for n in protocol.labels_per_class if n not in points]
-    for (labels_per_class, number), result in found.items():
+    for (labels_per_class, number), result in found:
         list_hash = drawn(labels_per_class, number).list_hash
         details = {**_details(result), "labels_per_class": labels_per_class, "list_hash": list_hash}
         if left_out:

@@ -26,14 +26,13 @@ from headcam.errors import DecodeError, HeadcamError, InputError
 from headcam.evaluation.features.ahead import loaded_ahead
 from headcam.evaluation.features.encoders import Extractor
 from headcam.evaluation.features.growing import GrowingTable, growing_table
+from headcam.evaluation.labelled.faults import SHARE_UNREADABLE, too_many
 from headcam.evaluation.labelled.sets import Picture
 from headcam.evaluation.labelled.videos import Video
 from headcam.files import sha256_json, write_json
 from headcam.progress import Progress
 
 VERSION = 2  # of the contract "features"
-SHARE_UNREADABLE = 0.01  # of the items, above which an extraction stops
-_MANY = 10  # unreadable items; fewer never stop it, whatever their share, unless they are all
 _SHOULD_DIFFER = 1024  # items after which features that are all equal are refused; at the end where there are fewer
 
 Item = Picture | Video
@@ -172,7 +171,7 @@ def _load(extractor: Extractor, item: Item) -> object:
 
 def _check_unreadable(table: GrowingTable, items: Sequence[Item], media: str, share: float) -> None:
     n, bad = len(items), len(table.unreadable)
-    if bad < n and (bad < _MANY or bad <= share * n):
+    if not too_many(bad, n, share):
         return
     first = "; ".join(f"{items[row].name}: {reason}" for row, reason in list(table.unreadable.items())[:3])
     count = f"none of the {n} {media}" if bad == n else f"{bad} of the first {table.rows} {media} (of {n})"

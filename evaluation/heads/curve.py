@@ -5,7 +5,7 @@ pictures only. A fifth of each class of the draw is set aside for the choice, at
 are therefore the least.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def label_curve(
     device: str | torch.device = "cpu",
     description: str = "label curve",
     quiet: bool = False,
-) -> dict[tuple[int, int], LinearResult]:
+) -> Iterator[tuple[tuple[int, int], LinearResult]]:
     """A probe for each number of labels a class and each draw.
 
     Args:
@@ -43,8 +43,8 @@ def label_curve(
         draws: of each point, `protocol.draws` or fewer.
         seed: as in `linear_probe`.
         groups: of each training picture, see `selection_mask`.
-    Returns:
-        (labels a class, draw) -> result, whose logits are of all test pictures.
+    Yields:
+        (labels a class, draw) and its result, one at a time: a result holds logits of all test pictures.
     Raises:
         InputError: no points, or one of fewer than two labels; and those of `linear_probe`.
     """
@@ -59,21 +59,22 @@ def label_curve(
             f"{protocol.name}: with {min(points)} labels a class none is left to choose the learning rate on",
             "begin labels_per_class at 2",
         )
-    found = {}
     for labels_per_class in points:
         for number in range(draws):
             rows = draws_of(labels_per_class, number)
             labels = train_labels[rows]
-            found[labels_per_class, number] = linear_probe(
-                TableView(train, rows),
-                labels,
-                selection_mask(labels, None if groups is None else [groups[row] for row in rows]),
-                test,
-                num_classes,
-                protocol.probe,
-                seed=seed,
-                device=device,
-                description=f"{description}, {labels_per_class} a class, draw {number}",
-                quiet=quiet,
+            yield (
+                (labels_per_class, number),
+                linear_probe(
+                    TableView(train, rows),
+                    labels,
+                    selection_mask(labels, None if groups is None else [groups[row] for row in rows]),
+                    test,
+                    num_classes,
+                    protocol.probe,
+                    seed=seed,
+                    device=device,
+                    description=f"{description}, {labels_per_class} a class, draw {number}",
+                    quiet=quiet,
+                ),
             )
-    return found

@@ -1,5 +1,6 @@
 """A linear probe on every block of an encoder: where in the network classes become readable."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def probe_layers(
     device: str | torch.device = "cpu",
     description: str = "linear probes of layers",
     quiet: bool = False,
-) -> dict[int, LinearResult]:
+) -> Iterator[tuple[int, LinearResult]]:
     """A probe of each layer, with a learning rate of its own.
 
     Args:
@@ -44,12 +45,12 @@ def probe_layers(
             `headcam.evaluation.features.layers`); train_labels: (n,) int64.
         selection: (n,) bool, as in `linear_probe`.
         test: (m, num_layers * D).
-    Returns:
-        layer, 1 being the first -> result.
+    Yields:
+        The layer, 1 being the first, and its result, one at a time: a result holds logits of all test pictures.
     """
     dim = train.shape[1] // num_layers
-    return {
-        layer: linear_probe(
+    for layer in range(1, num_layers + 1):
+        found = linear_probe(
             _Columns(train, slice((layer - 1) * dim, layer * dim)),
             train_labels,
             selection,
@@ -61,5 +62,4 @@ def probe_layers(
             description=f"{description}, layer {layer} of {num_layers}",
             quiet=quiet,
         )
-        for layer in range(1, num_layers + 1)
-    }
+        yield layer, found

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from headcam.errors import InputError
 from headcam.evaluation.labelled.sets import LabelledSet
 
+_MANY = 10  # fewer never stop anything, whatever their share, unless they are all
 SHARE_UNREADABLE = 0.01  # of a part of a set: beyond it something is wrong with the copy, not with a few files
 
 
@@ -61,8 +62,14 @@ def contradictions(data: LabelledSet) -> tuple[Contradiction, ...]:
     )
 
 
+def too_many(unreadable: int, total: int, share: float = SHARE_UNREADABLE) -> bool:
+    """Whether so much of a set cannot be read that the rest is another one: more than `share` of it and at least ten,
+    or all."""
+    return unreadable > 0 and (unreadable == total or (unreadable >= _MANY and unreadable > share * total))
+
+
 def check_readable(
-    unreadable: Sequence[tuple[str, str]], total: int, what: str, share: float = SHARE_UNREADABLE, at_least: int = 10
+    unreadable: Sequence[tuple[str, str]], total: int, what: str, share: float = SHARE_UNREADABLE
 ) -> None:
     """Stop where so many pictures cannot be read that the rest is another set.
 
@@ -70,13 +77,12 @@ def check_readable(
         unreadable: name and reason of each.
         total: pictures that were tried.
         what: how the error calls them, such as "training pictures of imagenet".
-        share: largest share of `total` that is passed over (named and counted elsewhere).
-        at_least: fewer than these are passed over whatever their share, unless they are all.
+        share: largest share of `total` that is passed over (named and counted elsewhere), see `too_many`.
     Raises:
         InputError: more than that cannot be read; count, share and the first three are named.
     """
     count = len(unreadable)
-    if count == 0 or (count < total and (count < at_least or count <= share * total)):
+    if not too_many(count, total, share):
         return
     first = ", ".join(f"{name} ({reason})" for name, reason in unreadable[:3])
     raise InputError(

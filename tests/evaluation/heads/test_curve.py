@@ -23,8 +23,8 @@ def clustered(n, seed):
 
 def curve(train, labels, draws_of, test, protocol=PROTOCOL, points=None):
     points = protocol.labels_per_class if points is None else points
-    return label_curve(
-        train, labels, draws_of, test, 5, protocol, points=points, draws=protocol.draws, seed=0, quiet=True
+    return dict(
+        label_curve(train, labels, draws_of, test, 5, protocol, points=points, draws=protocol.draws, seed=0, quiet=True)
     )
 
 

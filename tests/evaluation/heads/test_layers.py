@@ -20,7 +20,7 @@ def test_each_layer_is_probed_as_if_it_were_alone(tmp_path):
     np.save(tmp_path / "layers.npy", table)
     train, test = np.load(tmp_path / "layers.npy", mmap_mode="r")
     aside = selection_mask(labels)
-    found = probe_layers(train, labels, aside, test, 4, PROTOCOL, num_layers=3, seed=0, quiet=True)
+    found = dict(probe_layers(train, labels, aside, test, 4, PROTOCOL, num_layers=3, seed=0, quiet=True))
     assert list(found) == [1, 2, 3]
     truth = torch.from_numpy(labels)
     top1 = [in_top(found[layer].logits, truth, 1).double().mean().item() for layer in found]
