@@ -46,7 +46,8 @@ class Material:
     Attributes:
         data: the labelled pictures, all of which can be read.
         listed: all of them, those that cannot be read as well: what draws of labels are drawn from.
-        out: folder of the probe; features go to `out/features`, heads to `out/heads`.
+        out: folder of the probe; outcomes go to `out/outcomes`, heads to `out/heads`.
+        cache: folder of features, which probes of several models may share.
         seed: of the order of pictures in training, and of random weights.
         draws: how many of a protocol's draws to make; None: all.
         test_selection: also say what choosing on the test set would have given.
@@ -56,6 +57,7 @@ class Material:
     data: LabelledSet
     listed: LabelledSet
     out: Path
+    cache: Path
     seed: int
     device: torch.device
     draws: int | None = None
@@ -92,7 +94,7 @@ class Material:
             extract(
                 extractor,
                 pictures,
-                self.out / "features",
+                self.cache,
                 description=f"{subject.name}, {part} features",
                 quiet=self.quiet,
             ).values
@@ -114,7 +116,7 @@ def measure(protocol: protocols.Protocol, subject: Subject, material: Material) 
     for number, step in steps:
         path = material.out / "outcomes" / f"{_key(protocol, subject, material, number)}.npz"
         measured = read_outcome(path, protocol)
-        if measured is None:
+        if measured is None or (has_head(protocol) and not head_file(material.out, subject, protocol.metric).is_file()):
             measured = step()
             write_outcome(path, protocol, measured)
         found += measured
@@ -132,6 +134,11 @@ def _key(protocol: protocols.Protocol, subject: Subject, material: Material, num
         test_selection=material.test_selection,
         **draws,
     )
+
+
+def has_head(protocol: protocols.Protocol) -> bool:
+    """Whether a protocol leaves one linear head."""
+    return isinstance(protocol, protocols.LinearProbe) and protocol.layers == "given"
 
 
 def head_file(out: Path, subject: Subject, stem: str) -> Path:

@@ -24,12 +24,13 @@ from headcam.devices import usable_device
 from headcam.errors import InputError
 from headcam.evaluation import protocols
 from headcam.evaluation.features.extraction import ConstantFeatures, extract
+from headcam.evaluation.labelled.faults import SHARE_UNREADABLE
 from headcam.evaluation.labelled.known import KNOWN
 from headcam.evaluation.labelled.known import notes as known_notes
 from headcam.evaluation.labelled.known import read as read_known
 from headcam.evaluation.labelled.sets import LabelledSet, read_labelled
-from headcam.evaluation.measuring import Material, measure
-from headcam.evaluation.robustness.of_heads import has_head, kept_rows, measure_heads
+from headcam.evaluation.measuring import Material, has_head, measure
+from headcam.evaluation.robustness.of_heads import kept_rows, measure_heads
 from headcam.evaluation.scoring.guesses import read_multilabels
 from headcam.evaluation.scoring.items import write_items
 from headcam.evaluation.scoring.scores import Score, write_scores
@@ -77,7 +78,8 @@ def probe(
     corruptions: bool = False,
     multilabels: str | os.PathLike | None = None,
     test_selection: bool = False,
-    share_unreadable: float = 0.01,
+    share_unreadable: float = SHARE_UNREADABLE,
+    cache: str | os.PathLike | None = None,
     processes: int = 1,
     device: str = "cpu",
     quiet: bool = False,
@@ -100,6 +102,7 @@ def probe(
         multilabels: labels of the test pictures of which any counts as right, see `read_multilabels`.
         test_selection: also say what choosing on the test set would have given; it costs some time.
         share_unreadable: stop where more than this share of the pictures cannot be read.
+        cache: folder of features, which probes of several models may share; None: OUT/features.
         processes: that finetuning is spread over.
         device: where the encoder and the probes run, as torch names it.
         quiet: no progress on standard error.
@@ -111,6 +114,7 @@ def probe(
         StorageError: `out` cannot be written.
     """
     out, torch_device = Path(out), usable_device(device)
+    cache = out / "features" if cache is None else Path(cache)
     if pool is not None and pool not in POOLS:
         raise InputError(f"pool {pool!r} is unknown", f"use one of {', '.join(POOLS)}")
     if draws is not None and draws < 1:
@@ -119,15 +123,15 @@ def probe(
     subjects = subjects_of(source, layer, seed)
     settings = {"weights": [s.weights_hash for s in subjects], "seed": seed, "layer": subjects[0].card.get("layer")}
     earlier = _earlier(out / "probe.json", settings)
-    data = _read(labelled, known, train_groups, test_groups, out / "features" / "hashes.parquet", quiet)
+    data = _read(labelled, known, train_groups, test_groups, cache / "hashes.parquet", quiet)
     asked = [protocols.on_media(one, data.media) for one in asked]
     settings["data"] = data.hash
     if earlier and earlier["settings"] != settings:
         raise _another(out / "probe.json", "pictures")
-    readable, unreadable = _readable(data, subjects[-1], out, share_unreadable, torch_device, quiet)
+    readable, unreadable = _readable(data, subjects[-1], cache, share_unreadable, torch_device, quiet)
     truths = None if multilabels is None else read_multilabels(multilabels, readable.test, readable.classes)
 
-    material = Material(readable, data, out, seed, torch_device, draws, test_selection, processes, quiet)
+    material = Material(readable, data, out, cache, seed, torch_device, draws, test_selection, processes, quiet)
     found = Found()
     for one in _in_order(earlier, asked):
         for subject in subjects:
@@ -229,11 +233,19 @@ def _another(report_file: Path, what: str) -> InputError:
 def _in_order(earlier: dict[str, Any] | None, asked: list[protocols.Protocol]) -> list[protocols.Protocol]:
     """The protocols of the tables: those of earlier calls, then the new ones, each once."""
     before = [] if earlier is None else [protocols.from_settings(one) for one in earlier["asked"]]
-    return list(dict.fromkeys([*before, *asked]))
+    found = list(dict.fromkeys([*before, *asked]))
+    names = [one.name for one in found]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise InputError(
+            f"protocol {doubled} is asked for with other settings than --out has it with, such as another pool",
+            "choose another --out, or give a protocol of your own another name",
+        )
+    return found
 
 
 def _readable(
-    data: LabelledSet, pixels: Subject, out: Path, share: float, device: Any, quiet: bool
+    data: LabelledSet, pixels: Subject, cache: Path, share: float, device: Any, quiet: bool
 ) -> tuple[LabelledSet, list[tuple[str, str]]]:
     """The set without what cannot be decoded, and what that is: name and reason."""
     clips = protocols.Clips() if data.media == "videos" else None
@@ -243,7 +255,7 @@ def _readable(
         table = extract(
             extractor,
             items,
-            out / "features",
+            cache,
             description=f"{part} {data.media}",
             quiet=quiet,
             share_unreadable=share,

@@ -27,11 +27,6 @@ from headcam.files import write_json
 CONTRACT = "robustness/1"
 
 
-def has_head(protocol: protocols.Protocol) -> bool:
-    """Whether a protocol leaves one linear head."""
-    return isinstance(protocol, protocols.LinearProbe) and protocol.layers == "given"
-
-
 def measure_heads(
     protocol: protocols.LinearProbe, subject: Subject, material: Material, folders: Sequence[str], corruptions: bool
 ) -> None:
@@ -47,9 +42,7 @@ def measure_heads(
     train, test = material.tables(subject, extractor)
 
     def logits(pictures: Sequence[Picture], by: Extractor, what: str) -> torch.Tensor:
-        table = extract(
-            by, pictures, material.out / "features", description=f"{subject.name}, {what}", quiet=material.quiet
-        )
+        table = extract(by, pictures, material.cache, description=f"{subject.name}, {what}", quiet=material.quiet)
         return _logits(head, TableView(table.values, centre=train.centre), table.unreadable)
 
     for folder in folders:
@@ -59,7 +52,7 @@ def measure_heads(
             material.data.classes,
             stem=protocol.metric,
             seed=material.seed,
-            hashes=material.out / "features" / "robustness.parquet",
+            hashes=material.cache / "robustness.parquet",
             quiet=material.quiet,
         )
         _keep(rows, protocol, subject, material)

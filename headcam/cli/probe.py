@@ -61,6 +61,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--share_unreadable", type=float, default=0.01, help="stop where more than this share cannot be read"
     )
+    parser.add_argument(
+        "--cache", type=str | None, default=None, help="folder of features that several probes share (default: in OUT)"
+    )
     parser.add_argument("--processes", type=int, default=1, help="that finetuning is spread over; changes no score")
     parser.add_argument("--seed", type=int, default=0, help="of random weights, order of pictures, resampling")
     add_device_option(parser)
@@ -85,6 +88,7 @@ def main(arguments: Sequence[str]) -> int:
         multilabels=options.multilabels,
         test_selection=options.test_selection,
         share_unreadable=options.share_unreadable,
+        cache=options.cache,
         processes=options.processes,
         device=options.device,
         quiet=options.quiet,

@@ -89,7 +89,7 @@ def test_same_words_same_bytes_with_and_without_cache(checkpoint, labelled, tmp_
     def fail(*arguments):
         raise AssertionError("a picture was decoded again")
 
-    monkeypatch.setattr("headcam.evaluation.features.encoders.read_picture", fail)
+    monkeypatch.setattr("headcam.evaluation.labelled.sets.Picture.open", fail)
     before = first.scores_file.read_bytes()
     first.scores_file.unlink()
     assert probe(checkpoint, labelled, tmp_path / "one", quiet=True).scores_file.read_bytes() == before
@@ -163,6 +163,32 @@ def test_protocols_add_up_and_what_is_done_is_not_done_again(checkpoint, labelle
     for name in ("finetune", "knn_scores"):
         monkeypatch.setattr(f"headcam.evaluation.measuring.{name}", fail)
     assert probe(checkpoint, labelled, out, protocol=["knn"], quiet=True).scores == both.scores
+
+
+def test_one_name_is_one_protocol_in_a_folder(checkpoint, labelled, tmp_path):
+    probe(checkpoint, labelled, tmp_path / "out", protocol=["knn"], quiet=True)
+    with pytest.raises(InputError, match="protocol knn is asked for with other settings"):
+        probe(checkpoint, labelled, tmp_path / "out", protocol=["knn"], pool="cls", quiet=True)
+
+
+def test_probes_of_several_models_share_features(checkpoint, labelled, tmp_path, monkeypatch):
+    own = probe(checkpoint, labelled, tmp_path / "own", quiet=True)
+    probe(checkpoint, labelled, tmp_path / "one", cache=tmp_path / "features", quiet=True)
+
+    def fail(*arguments):
+        raise AssertionError("a picture was decoded again")
+
+    monkeypatch.setattr("headcam.evaluation.labelled.sets.Picture.open", fail)
+    shared = probe(checkpoint, labelled, tmp_path / "two", cache=tmp_path / "features", quiet=True)
+    assert shared.scores == own.scores and not (tmp_path / "two" / "features").exists()
+
+
+def test_a_head_that_was_removed_is_fitted_again(checkpoint, labelled, tmp_path):
+    first = probe(checkpoint, labelled, tmp_path / "out", protocol=["linear"], quiet=True)
+    for path in (tmp_path / "out" / "heads").iterdir():
+        path.unlink()
+    assert probe(checkpoint, labelled, tmp_path / "out", protocol=["linear"], quiet=True).scores == first.scores
+    assert len(list((tmp_path / "out" / "heads").iterdir())) == 3
 
 
 def test_fewer_draws_first_then_more(checkpoint, labelled, tmp_path, quick):
