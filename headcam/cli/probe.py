@@ -113,11 +113,15 @@ def describe(result: "ProbeResult") -> list[str]:
         "",
     ]
     for difference in result.report["differences"]:
-        if difference["metric"].endswith("/top1") and _headline(difference["metric"]):
+        if difference["metric"].endswith("/top1") and _headline(difference["metric"], result):
             lines.append(
                 f"{difference['metric']}, {result.model} minus {difference['minus']}: "
                 f"{difference['estimate']:+.1f} points [{difference['low']:+.1f}, {difference['high']:+.1f}]"
             )
+    for outcome in result.report["outcomes"]:
+        share = outcome["details"].get("percent_of_matmul_peak")
+        if outcome["model"] == result.model and share is not None and _headline(outcome["stem"], result):
+            lines.append(f"{outcome['stem']} ran at {share:.0f} % of this machine's peak of matrix products")
     for found in result.report["test_selection"]:
         if found["model"] == result.model:
             lines.append(
@@ -140,16 +144,19 @@ def describe(result: "ProbeResult") -> list[str]:
 
 
 def _table(result: "ProbeResult") -> list[list[str]]:
-    """A row each metric, a column each model; points of curves and single draws are left to the file."""
+    """A row each metric, a column each model; points of curves, single draws and severities are left to the file."""
     models = list(dict.fromkeys(score.model for score in result.scores))
     cells = {(score.model, score.metric): score for score in result.scores}
-    metrics = [m for m in dict.fromkeys(score.metric for score in result.scores) if _headline(m)]
+    metrics = [m for m in dict.fromkeys(score.metric for score in result.scores) if _headline(m, result)]
     rows = [[metric, *(_cell(cells.get((model, metric))) for model in models)] for metric in metrics]
     return [["percent right [95 % interval]", *models], *rows]
 
 
-def _headline(metric: str) -> bool:
-    return "/draw" not in metric and "/layer" not in metric and not metric.startswith("label-curve/")
+def _headline(metric: str, result: "ProbeResult") -> bool:
+    curves = {p["name"] for p in result.report["protocols"].values() if p["kind"] == "LabelCurve"}
+    detail = "/draw" in metric or "/layer" in metric or metric.partition("/")[0] in curves
+    single_corruption = "/corruption/" in metric and not metric.endswith(("corruption/mean/top1", "/relative/top1"))
+    return not detail and not single_corruption
 
 
 def _cell(score: "Score | None") -> str:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -335,10 +336,11 @@ def test_command_line(checkpoint, labelled, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert status == 0
     assert printed[-1] == str(out / "scores.csv") and Path(printed[-1]).is_file()
-    assert [line.split()[-1] for line in printed if line.startswith(("knn", "linear")) and "minus" not in line] == [
+    assert [line.split()[-1] for line in printed if line.startswith(("knn/", "linear/")) and "minus" not in line] == [
         *("16.7", "83.3", "16.7", "83.3")
     ]  # chance, the last column
     assert any(line.startswith("linear/top1, small minus raw pixels: ") for line in printed)
+    assert any(re.fullmatch(r"linear ran at \d+ % of this machine.s peak of matrix products", line) for line in printed)
 
 
 def test_skipped_and_leaked_pictures_are_said_and_change_the_status(checkpoint, labelled, tmp_path, capsys):
