@@ -338,9 +338,18 @@ def on_pixels(protocol: Protocol) -> Protocol | None:
 
 
 def on_media(protocol: Protocol, media: str) -> Protocol:
-    """The protocol as it is on "pictures" or "videos": frozen features of videos say how clips are cut."""
+    """The protocol as it is on "pictures" or "videos": frozen features of videos say how clips are cut.
+
+    Raises:
+        InputError: a protocol of the other kind.
+    """
+    if isinstance(protocol, Finetune) and (protocol.clips is None) == (media == "videos"):
+        kind = "pictures" if protocol.clips is None else "videos"
+        raise InputError(f"protocol {protocol.name} is for {kind}, and the set is of {media}", "name one that fits")
     if media == "pictures" or isinstance(protocol, Finetune):
         return protocol
+    if isinstance(protocol, LinearProbe) and (protocol.augmentation != "none" or protocol.layers == "all"):
+        raise InputError(f"protocol {protocol.name} is for pictures, and the set is of videos", "use linear or knn")
     features = protocol.probe.features if isinstance(protocol, LabelCurve) else protocol.features
     return with_features(protocol, clips=features.clips or Clips())
 

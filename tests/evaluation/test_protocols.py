@@ -8,7 +8,7 @@ import yaml
 
 from headcam.errors import InputError
 from headcam.evaluation import protocols
-from headcam.evaluation.protocols import KNN, Finetune, LabelCurve, Labels, LinearProbe, PixelFeatures
+from headcam.evaluation.protocols import KNN, Clips, Finetune, LabelCurve, Labels, LinearProbe, PixelFeatures
 
 SHIPPED = sorted(protocols.shipped())
 
@@ -62,6 +62,28 @@ def test_on_pixels():
     assert protocols.on_pixels(LabelCurve()).probe.features == PixelFeatures()
     for needs_network in (Finetune(), LinearProbe(augmentation="crop and flip"), LinearProbe(layers="all")):
         assert protocols.on_pixels(needs_network) is None
+
+
+def test_videos_say_how_clips_are_cut():
+    linear = protocols.on_media(LinearProbe(), "videos")
+    assert linear.features.clips == Clips() and protocols.on_media(linear, "videos") == linear
+    assert protocols.on_pixels(linear).features.clips == Clips()
+    assert protocols.on_media(LabelCurve(), "videos").probe.features.clips == Clips()
+    assert protocols.on_media(LinearProbe(), "pictures") == LinearProbe()
+
+
+@pytest.mark.parametrize(
+    ("name", "media", "kind"),
+    [
+        ("fewshot-1pct", "videos", "pictures"),
+        ("video-10shot", "pictures", "videos"),
+        ("linear-aug", "videos", "pictures"),
+        ("linear-layers", "videos", "pictures"),
+    ],
+)
+def test_a_protocol_of_the_other_kind(name, media, kind):
+    with pytest.raises(InputError, match=f"protocol {name} is for {kind}, and the set is of {media}"):
+        protocols.on_media(protocols.protocol(name), media)
 
 
 def test_own_protocols(tmp_path):
