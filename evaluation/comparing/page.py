@@ -6,6 +6,7 @@ where everything comes from.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from headcam.evaluation.comparing.pairs import ALL_PAIRS_UP_TO, Difference
 from headcam.evaluation.comparing.robust import robustness
 from headcam.files import sha256_file
 from headcam.pages import BLUE, INK, MUTED, PURPLE, Estimate, Page, chart
+from headcam.statistics import Interval
 
 if TYPE_CHECKING:
     from headcam.evaluation.compare import Comparison
@@ -75,7 +77,8 @@ def _gap(c: "Comparison", best: Row, worst: Row) -> str:
     ends = sorted((abs(found.interval.low), abs(found.interval.high)))
     how = f"on the same {c.media}" if found.paired else f"not on the same {c.media}, so with a wider interval"
     if found.interval.low <= 0 <= found.interval.high:
-        low, high = points(found.interval).parts()[1].strip("[]").split(", ")
+        ours = found.interval if found.first is best else _flipped(found.interval)
+        low, high = points(ours).parts()[1].strip("[]").split(", ")
         return (
             f"That is a difference of {abs(found.interval.estimate):.1f} points {how}, with an interval from {low} to "
             f"{high}: this test cannot tell the two apart."
@@ -84,6 +87,11 @@ def _gap(c: "Comparison", best: Row, worst: Row) -> str:
     if not found.stands:
         text += f" Corrected for {found.comparisons} comparisons it would not stand."
     return text
+
+
+def _flipped(difference: Interval) -> Interval:
+    """The same difference the other way round."""
+    return replace(difference, estimate=-difference.estimate, low=-difference.high, high=-difference.low)
 
 
 def _baselines(c: "Comparison") -> str:

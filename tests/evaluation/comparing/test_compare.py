@@ -102,7 +102,13 @@ def test_the_same_words_give_the_same_bytes(two, tmp_path):
 
 def test_models_that_cannot_be_told_apart_are_called_so(tmp_path, write_probe, world):
     folders = [write_probe(tmp_path / str(k), f"m{k}", world, 1.0, seed=k) for k in range(2)]
-    assert compare(folders, tmp_path / "out", quiet=True).headline.count("this test cannot tell the two apart") == 1
+    headline = compare(folders, tmp_path / "out", quiet=True).headline
+    assert headline.count("this test cannot tell the two apart") == 1
+    found = re.search(
+        r"difference of ([\d.]+) points .* from (\S+) to (\S+): this", headline.replace("\N{MINUS SIGN}", "-")
+    )
+    estimate, low, high = map(float, found.groups())  # the better model less the other, as the sentence names them
+    assert low < 0 < high and abs((low + high) / 2 - estimate) < 1
 
 
 def test_a_model_that_is_no_better_than_its_random_weights_is_named(tmp_path, write_probe, world):
