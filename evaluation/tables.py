@@ -61,10 +61,10 @@ def all_scores(
     Args:
         truths: of each test picture the classes that count as right in multi-label accuracy; None: not measured.
     """
-    scores = [score for subject in subjects for score in _scores(subject, found, data, truths, seed)]
-    scores += [score for subject in subjects for score in _robust_scores(subject, found, seed)]
+    own = [score for subject in subjects for score in _scores(subject, found, data, truths, seed)]
+    robust = [score for subject in subjects for score in _robust_scores(subject, found, seed)]
     trained = subjects[0]
-    return [*scores, *_chance(data, scores, trained.name, seed), *_robust_chance(trained, found, seed)]
+    return [*own, *robust, *_chance(data, own, trained.name, seed), *_robust_chance(trained, found, seed)]
 
 
 def _scores(
