@@ -197,7 +197,9 @@ def _join(rows: list[Row], row: Row, apart: bool) -> None:
     rows.append(row)
 
 
-def _number(score: Score) -> tuple[float, float, float, int]:
+def _number(score: Score) -> tuple[float, ...]:
+    if score.model == CHANCE:  # exact, whatever it stands beside: shape bias counts each model's own decisions
+        return (score.value,)
     return score.value, score.low, score.high, score.n
 
 

@@ -1,6 +1,7 @@
 """Only numbers of one protocol on the same pictures share a column; what is one thing is one row."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from headcam.errors import InputError
 from headcam.evaluation.comparing.columns import Column, grid_of, main_column, readable, why_apart
 from headcam.evaluation.comparing.probes import read_probes
+from headcam.evaluation.scoring.scores import read_scores, write_scores
 from headcam.evaluation.subjects import CHANCE, PIXELS
 
 spec = importlib.util.spec_from_file_location("worlds", Path(__file__).with_name("conftest.py"))
@@ -128,3 +130,11 @@ def test_kinds_of_metrics(metric, kind, stem, text):
     column = Column(metric, "d", "p")
     assert (column.kind, column.stem) == (kind, stem)
     assert text is None or readable(metric) == text
+
+
+def test_chance_is_one_row_whatever_it_stands_beside(tmp_path, write_probe, world):
+    """Shape bias counts each model's own decisions, and so does the chance beside it."""
+    folders = [write_probe(tmp_path / str(k), f"m{k}", world, seed=k) for k in range(2)]
+    table = folders[1] / "scores.csv"
+    write_scores(table, [replace(s, n=s.n - 7) if s.model == CHANCE else s for s in read_scores(table)])
+    assert [row.name for row in grid(*folders).rows if row.role == "chance"] == [CHANCE]
